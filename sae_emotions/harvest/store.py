@@ -1,0 +1,64 @@
+"""Writing a shard: rows to int8 around the centre (or bfloat16), beside their document, position and token.
+
+Shapes: N rows of the shard, D residual width.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from sae_emotions.artefact import read_json, sha256_file, write_json, written
+from sae_emotions.errors import UserError
+from sae_emotions.harvest.rows import shard_name
+
+
+def quantised(x_ND: torch.Tensor, centre_D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 rows around `centre_D` and their float32 scale (largest deviation / 127).
+
+    On this model's rows the error was .00026 of the variance, against .00165 without the centre.
+    """
+    off_ND = x_ND - centre_D
+    scale_N = (off_ND.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return (off_ND / scale_N[:, None]).round().to(torch.int8), scale_N
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    rows: dict[int, torch.Tensor],
+    centres: dict[int, torch.Tensor],
+    columns: dict[str, np.ndarray],
+    store: str,
+) -> None:
+    """Write shard `number`: `rows` is block -> x_ND float32, `columns` has document, position and token of each row.
+
+    The .json with the sha256 is written last: a shard without it does not count as done.
+    """
+    tensors = {name: torch.from_numpy(column.astype(np.int32)) for name, column in columns.items()}
+    norms = {}
+    for block, x_ND in rows.items():
+        norms[str(block)] = float(x_ND.norm(dim=1).double().mean()) if len(x_ND) else 0.0
+        if store == "int8":
+            tensors[f"block{block}.rows"], tensors[f"block{block}.scale"] = quantised(x_ND, centres[block])
+        else:
+            tensors[f"block{block}.rows"] = x_ND.bfloat16()
+    path = folder / f"{shard_name(number)}.safetensors"
+    with written(path) as beside:
+        save_file(tensors, beside)
+        checksum = sha256_file(beside)
+    write_json(
+        folder / f"{shard_name(number)}.json",
+        {"sha256": checksum, "rows": len(columns["document"]), "mean_norm": norms},
+    )
+
+
+def shard_is_done(folder: Path, number: int) -> bool:
+    """Whether the shard is there and has its checksum. Raises `UserError` where the file was changed on disk."""
+    note, path = folder / f"{shard_name(number)}.json", folder / f"{shard_name(number)}.safetensors"
+    if not note.is_file() or not path.is_file():
+        return False
+    if sha256_file(path) != read_json(note)["sha256"]:
+        raise UserError(f"{path} was changed on disk: its sha256 differs from {note.name}; delete both and run again.")
+    return True
