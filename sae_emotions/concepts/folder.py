@@ -1,0 +1,94 @@
+"""A concept set of one's own: a folder with these files.
+
+set.json        {"name": ..., "registers": [first, second], "cells": [...], "readout": text put after a story}
+concepts.csv    columns name; optional word, family, definition
+texts.jsonl     one object a line: id, concept, topic, register, cell, split (selection or held_out), text
+neutral.jsonl   optional; one object a line with a field text
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from sae_emotions.concepts.checks import content_hash
+from sae_emotions.concepts.shape import Concept, ConceptSet, ConceptText
+from sae_emotions.errors import UserError
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"The concept set {path.parent} lacks {path.name}; add it.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+
+
+def _lines(path: Path, fields: tuple[str, ...]) -> list[dict[str, str]]:
+    rows = []
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            raise UserError(f"{path}, line {number}, is not valid JSON; write one object a line.") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}, is not a JSON object; write one object a line.")
+        for field in fields:
+            if not isinstance(row.get(field), str):
+                raise UserError(f"{path}, line {number}, has no text field '{field}'; add it.")
+        rows.append(row)
+    return rows
+
+
+def _strings(path: Path, data: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = data.get(key)
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
+        raise UserError(f"{path}: '{key}' must be a list of names.")
+    return tuple(value)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON at line {error.lineno}; correct it.") from None
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("name", "readout")):
+        raise UserError(f"{path} needs the text fields 'name' and 'readout'.")
+    extra = set(data) - {"name", "registers", "cells", "readout"}
+    if extra:
+        raise UserError(f"{path}: unknown key '{sorted(extra)[0]}'; remove it or correct its spelling.")
+    return data
+
+
+def _concepts(path: Path) -> tuple[Concept, ...]:
+    reader = csv.DictReader(_read(path).splitlines())
+    if "name" not in (reader.fieldnames or ()):
+        raise UserError(f"{path} has no column 'name'; its first line must name the columns.")
+    return tuple(
+        Concept(row["name"], row.get("word") or row["name"], row.get("family") or None, row.get("definition") or None)
+        for row in reader
+    )
+
+
+def load_folder(folder: Path) -> ConceptSet:
+    """Read a concept-set folder. Raises `UserError` naming the file and line that is wrong."""
+    settings = _settings(folder / "set.json")
+    registers = _strings(folder / "set.json", settings, "registers")
+    if len(registers) != 2 or registers[0] == registers[1]:
+        raise UserError(f"{folder / 'set.json'}: 'registers' must name two different registers: a label needs both.")
+    rows = _lines(folder / "texts.jsonl", ConceptText._fields)
+    neutral = folder / "neutral.jsonl"
+    found = ConceptSet(
+        name=settings["name"],
+        concepts=_concepts(folder / "concepts.csv"),
+        texts=tuple(ConceptText(**{field: row[field] for field in ConceptText._fields}) for row in rows),
+        registers=(registers[0], registers[1]),
+        cells=_strings(folder / "set.json", settings, "cells"),
+        neutral=tuple(row["text"] for row in _lines(neutral, ("text",))) if neutral.exists() else (),
+        readout=settings["readout"],
+        sha256="",
+    )
+    return found._replace(sha256=content_hash(found))
