@@ -1,0 +1,133 @@
+"""SAELens, the only module that imports it: architectures, trainer, file format, pretrained dictionaries.
+
+SAELens is imported inside the functions: it takes seconds and pulls in much. D: residual width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_emotions.config import DictionaryConfig, PretrainedConfig
+from sae_emotions.errors import UserError
+
+DEAD_ROWS = 100_000
+"""A latent that has not fired for this many rows counts as dead and is revived by AuxK."""
+
+
+def _arguments(config: DictionaryConfig) -> dict[str, Any]:
+    """Settings that only one architecture knows."""
+    match config.architecture:
+        case "topk":
+            # SAELens' sparse products need float32 and no rescaling by decoder norms; they make its step 1.5-1.7x faster.
+            return {"k": config.k, "use_sparse_activations": True, "rescale_acts_by_decoder_norm": False}
+        case "batchtopk":
+            return {"k": config.k}
+        case "matryoshka_batchtopk":
+            return {"k": config.k, "matryoshka_widths": [config.d_sae // 16, config.d_sae // 4, config.d_sae]}
+        case "jumprelu":
+            return {"l0_coefficient": config.l1}
+        case "gated" | "standard":
+            return {"l1_coefficient": config.l1}
+
+
+def training_sae(config: DictionaryConfig, d_in: int, metadata: dict[str, Any], seed: int) -> Any:
+    """A fresh SAELens training SAE, seeded. `metadata` goes into its cfg.json."""
+    import sae_lens
+    from sae_lens.saes.sae import SAEMetadata
+
+    classes = {
+        "topk": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig),
+        "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig),
+        "matryoshka_batchtopk": (
+            sae_lens.MatryoshkaBatchTopKTrainingSAE,
+            sae_lens.MatryoshkaBatchTopKTrainingSAEConfig,
+        ),
+        "jumprelu": (sae_lens.JumpReLUTrainingSAE, sae_lens.JumpReLUTrainingSAEConfig),
+        "gated": (sae_lens.GatedTrainingSAE, sae_lens.GatedTrainingSAEConfig),
+        "standard": (sae_lens.StandardTrainingSAE, sae_lens.StandardTrainingSAEConfig),
+    }
+    sae_class, config_class = classes[config.architecture]
+    torch.manual_seed(seed)
+    return sae_class(
+        config_class(
+            d_in=d_in,
+            d_sae=config.d_sae,
+            decoder_init_norm=1.0,
+            normalize_activations="expected_average_only_in",
+            metadata=SAEMetadata(**metadata),
+            **_arguments(config),
+        )
+    )
+
+
+def trainer(config: DictionaryConfig, sae: Any, rows: int, scale: float, device: str) -> Any:
+    """SAELens' trainer over `rows` rows in all; `scale` multiplies every row, and is folded into the weights at the end."""
+    from sae_lens import SAETrainer
+    from sae_lens.config import SAETrainerConfig
+
+    steps = max(1, rows // config.batch)
+    made = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=steps * config.batch,
+            train_batch_size_samples=config.batch,
+            lr=config.lr,
+            lr_end=config.lr,
+            lr_warm_up_steps=round(config.warm_up * steps),
+            lr_decay_steps=round(config.decay * steps),
+            dead_feature_window=max(1, DEAD_ROWS // config.batch),
+            device=device,
+        ),
+        sae.to(device),
+        iter(()),
+    )
+    made.activation_scaler.scaling_factor = scale
+    return made
+
+
+def save(sae: Any, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write cfg.json and sae_weights.safetensors, in SAELens' inference form."""
+    for name, value in metadata.items():
+        sae.cfg.metadata[name] = value
+    sae.save_inference_model(folder)
+
+
+def save_loaded(sae: Any, folder: Path) -> None:
+    """Write an inference SAE as it is."""
+    sae.save_model(folder)
+
+
+def load(folder: Path) -> Any:
+    """An inference SAE from a SAELens folder. Raises `UserError` where the folder holds none."""
+    from sae_lens import SAE
+
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is no SAELens folder: it lacks {name}.")
+    try:
+        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder} could not be read as a SAELens dictionary: {str(error).splitlines()[0]}.") from None
+    return sae.eval().requires_grad_(False)
+
+
+def load_pretrained(config: PretrainedConfig) -> Any:
+    """A dictionary made elsewhere. Raises `UserError` for an unknown release or id, or without a network."""
+    if config.path is not None:
+        return load(Path(config.path))
+    from sae_lens import SAE
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory()
+    if config.release not in known:
+        raise UserError(f"SAELens knows no release '{config.release}'; see its table of pretrained SAEs.")
+    if config.id not in known[config.release].saes_map:
+        some = ", ".join(list(known[config.release].saes_map)[:4])
+        raise UserError(f"Release '{config.release}' has no id '{config.id}'; it has {some} and others.")
+    try:
+        sae = SAE.from_pretrained(config.release, config.id, device="cpu", dtype="float32")
+    except Exception as error:  # noqa: BLE001 - hub clients raise many kinds
+        raise UserError(
+            f"'{config.release}' / '{config.id}' could not be downloaded ({type(error).__name__}); check the network."
+        ) from None
+    return sae.eval().requires_grad_(False)
