@@ -5,6 +5,7 @@ order of rows, the checkpoints and the file format do not know what it does insi
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from sae_emotions.artefact import read_json, versions, write_json, written_folde
 from sae_emotions.config import DictionaryConfig, RunConfig, config_hash
 from sae_emotions.dictionary.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from sae_emotions.dictionary.data import TrainingRows, prefetched, shuffled, training_rows
-from sae_emotions.dictionary.encode import Dictionary, load_dictionary, wrapped
+from sae_emotions.dictionary.encode import load_dictionary, wrapped
 from sae_emotions.dictionary.quality import calibrate, check_reload, measure
+from sae_emotions.dictionary.splice import spliced_cross_entropy
 from sae_emotions.errors import UserError
 from sae_emotions.machine import device, tune_allocator
 from sae_emotions.progress import Progress
 from sae_emotions.schema import write_table
+from sae_emotions.sources.models import load_model
 
 LOG_EVERY = 10
+Log = Callable[[dict[str, float]], None]
 _CURVE = ("step", "rows", "loss", "fvu", "l0", "dead", "lr")
 
 
@@ -34,8 +38,8 @@ def named(config: RunConfig, name: str) -> DictionaryConfig:
     raise UserError(f"There is no dictionary '{name}'; this run has {', '.join(d.name for d in config.dictionaries)}.")
 
 
-def train(config: RunConfig, run: Path, name: str) -> Path:
-    """Train (or load) dictionary `name` into RUN/dictionaries/<name>; returns that folder.
+def train(config: RunConfig, run: Path, name: str, log: Log = lambda numbers: None) -> Path:
+    """Train (or load) dictionary `name` into RUN/dictionaries/<name>; returns that folder. `log` hears the curve's numbers.
 
     An interrupted training goes on from its last checkpoint and ends with the same weights, bit for bit, as one that was
     not interrupted. Raises `UserError` for too few rows, or a pretrained SAE of another width.
@@ -58,7 +62,7 @@ def train(config: RunConfig, run: Path, name: str) -> Path:
             quality = measure(wrapped(sae, name, settings.block), rows)
             _write_quality(beside, settings, plan, quality | {"dead": quality["silent_on_holdout"], "steps": 0})
         return folder
-    sae, trainer, curve = _trained(config, run, settings, plan, rows)
+    sae, trainer, curve = _trained(config, run, settings, plan, rows, log)
     with written_folder(folder) as beside:
         notes: dict[str, Any] = {"steps": trainer.n_training_steps, "rows": trainer.n_training_samples}
         notes["dead"] = float(trainer.dead_neurons.float().mean())
@@ -81,7 +85,7 @@ def _checkpoints(run: Path, name: str) -> Path:
 
 
 def _trained(
-    config: RunConfig, run: Path, settings: DictionaryConfig, plan: dict[str, Any], rows: TrainingRows
+    config: RunConfig, run: Path, settings: DictionaryConfig, plan: dict[str, Any], rows: TrainingRows, log: Log
 ) -> tuple[Any, Any, dict[str, list[float]]]:
     """Run the loop to its end; returns the SAE (scaled rows), the trainer and the curve."""
     sample_ND = torch.from_numpy(rows.read(rows.train[:: max(1, len(rows.train) // 16_384)]))
@@ -103,7 +107,7 @@ def _trained(
             trainer.n_training_steps += 1
             step = trainer.n_training_steps
             if step % LOG_EVERY == 0 or step == total:
-                _log(curve, trainer, output)
+                log(_noted(curve, trainer, output))
             bar.advance(len(x_BD))
             if time.monotonic() - saved > 60 * settings.checkpoint_minutes and step < total:
                 save_checkpoint(kept, trainer, identity, curve)
@@ -111,7 +115,8 @@ def _trained(
     return sae, trainer, curve
 
 
-def _log(curve: dict[str, list[float]], trainer: Any, output: Any) -> None:
+def _noted(curve: dict[str, list[float]], trainer: Any, output: Any) -> dict[str, float]:
+    """Append the step's numbers to the curve, and return them."""
     with torch.no_grad():
         x_BD, y_BD = output.sae_in.float(), output.sae_out.float()
         acts_BF = output.feature_acts
@@ -128,6 +133,7 @@ def _log(curve: dict[str, list[float]], trainer: Any, output: Any) -> None:
         }
     for name, value in values.items():
         curve[name].append(value)
+    return values
 
 
 def _write_quality(folder: Path, settings: DictionaryConfig, plan: dict[str, Any], notes: dict[str, Any]) -> None:
@@ -150,17 +156,16 @@ def _write_quality(folder: Path, settings: DictionaryConfig, plan: dict[str, Any
     )
 
 
-def splice_quality(config: RunConfig, run: Path, name: str, model: Any, documents: int = 24) -> dict[str, float]:
-    """Cross-entropy with the SAE spliced into the model, on held-out documents; written into quality.json.
+def splice_quality(config: RunConfig, run: Path, name: str, documents: int = 24) -> dict[str, float]:
+    """Cross-entropy with the SAE spliced into the model, on held-out documents; written into quality.json and returned.
 
-    `ce_recovered` is 1 where the spliced model is as good as the whole one, 0 where it is as bad as with the block's
-    output replaced by its mean. The first position and special tokens are left as they are.
+    See `spliced_cross_entropy` for what the numbers mean.
     """
-    from sae_emotions.dictionary.splice import spliced_cross_entropy
-
-    dictionary: Dictionary = load_dictionary(run, name)
     rows = training_rows(run, config, named(config, name))
-    found = spliced_cross_entropy(model, dictionary, run, rows.holdout_documents[:documents], config.harvest.context)
+    plan = read_json(run / "activations" / "text" / "plan.json")
+    model = load_model(config.model, getattr(torch, plan["dtype"])).model
+    held = rows.holdout_documents[:documents]
+    found = spliced_cross_entropy(model, load_dictionary(run, name), run, held, config.harvest.context)
     path = run / "dictionaries" / name / "quality.json"
     write_json(path, read_json(path) | found)
     return found

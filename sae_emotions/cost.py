@@ -1,0 +1,101 @@
+"""What a run will cost here, before it starts: tokens, disk, memory, minutes, from a measurement of this machine."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from sae_emotions.artefact import read_json
+from sae_emotions.concepts.concept_set import ConceptSet
+from sae_emotions.config import RunConfig
+
+TOKENS_PER_WORD = 1.35
+"""English prose under common tokenizers, for texts that are not tokenised yet."""
+FORWARD_EFFICIENCY = 0.75
+"""Share of the measured product rate that a whole forward pass reaches (seen: .77 on AVX2, two cores)."""
+TRAIN_EFFICIENCY = 1.1
+"""Rate of SAELens' step against 12 x d_in x d_sae operations a row (its sparse path skips some of them)."""
+
+
+class Line(NamedTuple):
+    """One stage of the estimate."""
+
+    stage: str
+    what: str
+    minutes: float
+
+
+class Cost(NamedTuple):
+    """The whole estimate."""
+
+    lines: tuple[Line, ...]
+    tokens: int
+    disk_bytes: int
+    memory_bytes: int
+
+    @property
+    def minutes(self) -> float:
+        """All stages."""
+        return sum(line.minutes for line in self.lines)
+
+
+def estimate(config: RunConfig, model: dict[str, int], concepts: ConceptSet, gflops: float, done: set[str]) -> Cost:
+    """Estimate a run. `model` has blocks, d_model, parameters, vocabulary; `gflops` is this machine's measured product rate.
+
+    `done` are the keys of stages that will not run again.
+    """
+    rate = gflops * 1e9
+    width, blocks = model["d_model"], model["blocks"]
+    a_block = max(1, model["parameters"] - model["vocabulary"] * width) / blocks
+    depth = max(config.harvest.blocks) + 1
+    story = round(sum(len(text.text.split()) for text in concepts.texts) * TOKENS_PER_WORD)
+    tokens = config.text.tokens + story
+    bytes_a_row = width + 4 if config.harvest.store == "int8" else 2 * width
+    lines = []
+    if "harvest" not in done:
+        seconds = tokens * 2 * a_block * depth / (rate * FORWARD_EFFICIENCY)
+        what = f"{config.text.tokens:,} tokens of text and about {story:,} of concept texts through {depth} of {blocks} blocks"
+        lines.append(Line("harvest", what, seconds / 60))
+    rows = tokens * 0.98
+    for dictionary in config.dictionaries:
+        name = dictionary.name
+        product = 2 * width * dictionary.d_sae
+        if f"train:{name}" not in done and dictionary.pretrained is None:
+            seen = rows * dictionary.epochs * (0.75 if dictionary.concept_rows else 0.5)
+            what = f"about {seen:,.0f} rows of width {width} into {dictionary.d_sae:,} latents"
+            lines.append(Line(f"train {name}", what, seen * 6 * product / (rate * TRAIN_EFFICIENCY) / 60))
+        if f"label:{name}" not in done:
+            what = f"{dictionary.d_sae:,} features x {len(concepts.concepts)} concepts, {config.label.permutations} permutations"
+            lines.append(Line(f"label {name}", what, (rows * 2 * product / rate + 45) / 60))
+        if f"ablate:{name}" not in done:
+            above = blocks - dictionary.block - 1
+            pairs = 10_000 * config.ablate.max_texts / 16 * config.ablate.controls / 1000
+            operations = 2 * a_block * above * 120 + 2 * width * model["vocabulary"] * 40
+            what = f"about {config.ablate.controls:,} held-back controls through {above} blocks"
+            lines.append(Line(f"ablate {name}", what, pairs * operations / (rate * FORWARD_EFFICIENCY) / 60))
+    if "report" not in done:
+        lines.append(Line("report", "report.html, summary.json", 0.2))
+    disk = len(config.harvest.blocks) * round(rows) * bytes_a_row + 12 * tokens + 2 * width * model["vocabulary"]
+    disk += sum(8 * width * dictionary.d_sae for dictionary in config.dictionaries)
+    weights = 4 * model["parameters"]
+    largest = max(dictionary.d_sae for dictionary in config.dictionaries)
+    memory = 1_000_000_000 + weights + 4 * (8 * width * largest + 2 * 4096 * largest) + 8 * len(concepts.texts) * largest
+    return Cost(tuple(lines), tokens, disk, memory)
+
+
+def rendered(cost: Cost, machine: dict[str, object], out: Path) -> str:
+    """The estimate as lines of text for a person."""
+    lines = [f"  {line.stage:<32} {line.minutes:6.1f} min   {line.what}" for line in cost.lines]
+    return "\n".join(
+        [
+            f"What this will do in {out}, roughly, on this machine ({machine}):",
+            *(lines or ["  nothing: all stages are done"]),
+            f"  {'together':<32} {cost.minutes:6.1f} min   {cost.tokens:,} tokens, {cost.disk_bytes / 1e9:.1f} GB of disk, "
+            f"{cost.memory_bytes / 1e9:.1f} GB of memory",
+        ]
+    )
+
+
+def stages_done(run: Path) -> set[str]:
+    """Keys of the stages of a run folder that are done; empty where there is no run."""
+    if not (run / "run.json").is_file():
+        return set()
+    return {key for key, stage in read_json(run / "run.json")["stages"].items() if stage["state"] == "done"}

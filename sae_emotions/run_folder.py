@@ -1,0 +1,134 @@
+"""run.json: what a run folder is, which stages are done, and how long they took."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sae_emotions.artefact import read_json, sha256_file, versions, write_json
+from sae_emotions.config import RunConfig, config_hash, parse_config
+from sae_emotions.errors import UserError
+
+
+def stage_keys(config: RunConfig) -> list[str]:
+    """Keys of all stages of a run, in order."""
+    per = [f"{stage}:{d.name}" for d in config.dictionaries for stage in ("train", "label", "ablate")]
+    return ["harvest", *per, "report"]
+
+
+def needs(key: str) -> list[str]:
+    """Keys of the stages a stage reads from."""
+    stage, _, name = key.partition(":")
+    return {
+        "harvest": [],
+        "train": ["harvest"],
+        "label": [f"train:{name}"],
+        "ablate": [f"label:{name}"],
+    }.get(stage, [])
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """run.json of a folder. Raises `UserError` where the folder is no run."""
+    if not (run / "run.json").is_file():
+        raise UserError(f"{run} is no run folder (it has no run.json); make one with: sae-emotions run CONFIG --out {run}")
+    found: dict[str, Any] = read_json(run / "run.json")
+    return found
+
+
+def config_of(run: Path) -> RunConfig:
+    """The config that a run was made with."""
+    return parse_config(read_run(run)["config"], str(run / "run.json"))
+
+
+def check(run: Path, config: RunConfig) -> None:
+    """Check that `run` is free, or holds a run of `config`; writes nothing.
+
+    Raises `UserError` where the folder holds a run of another config, or something else.
+    """
+    if (run / "run.json").is_file():
+        held = read_run(run)
+        if held["config_hash"] != config_hash(config):
+            raise UserError(
+                f"{run} holds a run of another config{_first_difference(held['config'], config.model_dump(mode='json'))}; "
+                "choose another --out, or delete that folder."
+            )
+        return
+    if run.is_file() or (run.is_dir() and any(run.iterdir())):
+        raise UserError(f"{run} exists and is no run folder; choose another --out.")
+
+
+def create_or_check(run: Path, config: RunConfig) -> None:
+    """Make a run folder for `config`, or check that the one there belongs to it (see `check`)."""
+    check(run, config)
+    if (run / "run.json").is_file():
+        return
+    write_json(
+        run / "run.json",
+        {
+            "config": config.model_dump(mode="json"),
+            "config_hash": config_hash(config),
+            "versions": versions(),
+            "model": None,
+            "stages": {},
+        },
+    )
+
+
+def _first_difference(held: Any, wanted: Any, where: str = "") -> str:
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        for key in sorted(held.keys() | wanted.keys()):
+            if held.get(key) != wanted.get(key):
+                return _first_difference(held.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+    return f" ({where}: {held!r} there, {wanted!r} here)" if where and not isinstance(held, (dict, list)) else ""
+
+
+def is_done(run: Path, key: str) -> bool:
+    """Whether a stage is done."""
+    return read_run(run)["stages"].get(key, {}).get("state") == "done"
+
+
+def mark_done(run: Path, key: str, seconds: float, **facts: Any) -> None:
+    """Record a finished stage; whatever was made from its earlier result no longer counts as done."""
+    held = read_run(run)
+    stages = held["stages"]
+    earlier = stages.get(key, {})
+    before = earlier["seconds"] if earlier.get("state") == "begun" else 0.0
+    stale = _later(key, list(stages))
+    for other in stale:
+        del stages[other]
+    stages[key] = {"state": "done", "seconds": round(before + seconds, 1)}
+    write_json(run / "run.json", held | facts)
+
+
+def mark_begun(run: Path, key: str, seconds: float) -> None:
+    """Record that a stage was interrupted after `seconds` more."""
+    held = read_run(run)
+    earlier = held["stages"].get(key, {})
+    spent = earlier["seconds"] if earlier.get("state") == "begun" else 0.0
+    held["stages"][key] = {"state": "begun", "seconds": round(spent + seconds, 1)}
+    write_json(run / "run.json", held)
+
+
+def _later(key: str, keys: Iterable[str]) -> list[str]:
+    stage, _, name = key.partition(":")
+    order = ["harvest", "train", "label", "ablate", "report"]
+    return [
+        other
+        for other in keys
+        if order.index(other.partition(":")[0]) > order.index(stage)
+        and (other == "report" or not name or other.partition(":")[2] == name)
+    ]
+
+
+def write_manifest(run: Path) -> None:
+    """manifest.json: sha256 and size of every file of the run but itself, run.json and the W&B files."""
+    files = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if not path.is_file() or name in ("manifest.json", "run.json") or name.startswith(("wandb/", ".")) or "/." in name:
+            continue
+        files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    held = read_run(run)
+    write_json(
+        run / "manifest.json",
+        {"config_hash": held["config_hash"], "config": held["config"], "versions": held["versions"], "files": files},
+    )
