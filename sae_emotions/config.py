@@ -49,6 +49,7 @@ class TextSource(Config):
     subset: str | None = Field(None, description="configuration name of a hub data set")
     revision: str | None = Field(None, description="revision of a hub data set")
     strip_html: bool = Field(False, description="replace <br /> marks by line breaks")
+    unescape: bool = Field(False, description="turn written-out escapes (\\n) and HTML entities into what they stand for")
     drop_lowercase: bool = Field(False, description="leave out texts without any capital letter")
     max_documents: Positive | None = Field(None, description="documents to read at most")
 
