@@ -7,36 +7,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_emotions.causal.ablate import ablate
+    from sae_emotions import stages
     from sae_emotions.config import RunConfig, load_config
-    from sae_emotions.dictionary.train import train
     from sae_emotions.errors import UserError
-    from sae_emotions.harvest.harvest import harvest
-    from sae_emotions.label.label import label
     from sae_emotions.lookup import open
-    from sae_emotions.report.report import report
-    from sae_emotions.run import run
+    from sae_emotions.pipeline import run
 
 _WHERE = {
     "RunConfig": "config",
     "UserError": "errors",
-    "ablate": "causal.ablate",
-    "harvest": "harvest.harvest",
-    "label": "label.label",
     "load_config": "config",
     "open": "lookup",
-    "report": "report.report",
-    "run": "run",
-    "train": "dictionary.train",
+    "run": "pipeline",
 }
 
-__all__ = ["RunConfig", "UserError", "ablate", "harvest", "label", "load_config", "open", "report", "run", "train"]
+__all__ = ["RunConfig", "UserError", "load_config", "open", "run", "stages"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'sae_emotions' has no attribute '{name}'")
-    return getattr(import_module(f"sae_emotions.{_WHERE[name]}"), name)
+    if name == "stages":
+        return import_module("sae_emotions.stages")
+    if name in _WHERE:
+        return getattr(import_module(f"sae_emotions.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'sae_emotions' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

@@ -102,7 +102,7 @@ def _print(data: Any) -> None:
 def _run(options: argparse.Namespace) -> None:
     from sae_emotions.config import load_config
     from sae_emotions.progress import say
-    from sae_emotions.run import run
+    from sae_emotions.pipeline import run
     from sae_emotions.run_folder import check, stage_keys
 
     config = load_config(options.config)
@@ -140,7 +140,7 @@ def _cost(config: Any, out: Path) -> str:
 def _harvest(options: argparse.Namespace) -> None:
     from sae_emotions.config import load_config
     from sae_emotions.progress import say
-    from sae_emotions.run import run_stage
+    from sae_emotions.pipeline import run_stage
     from sae_emotions.run_folder import create_or_check
 
     config = load_config(options.config)
@@ -152,7 +152,7 @@ def _harvest(options: argparse.Namespace) -> None:
 def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
     def work(options: argparse.Namespace) -> None:
         from sae_emotions.progress import say
-        from sae_emotions.run import run_stage
+        from sae_emotions.pipeline import run_stage
         from sae_emotions.run_folder import config_of
 
         keys = ["report"]
