@@ -133,7 +133,7 @@ def _cost(config: Any, out: Path) -> str:
     info = model_info(config.model)
     check_blocks(config.harvest.blocks, info["blocks"])
     measured = measure()
-    cost = estimate(config, info, load_concepts(config.concepts), measured["gflops"], stages_done(out))
+    cost = estimate(config, info, load_concepts(config.concepts), max(measured["fp32_gflops"], measured["bf16_gflops"]), stages_done(out))
     return rendered(cost, summary(measured), out)
 
 

@@ -81,7 +81,7 @@ def estimate(config: RunConfig, model: dict[str, int], concepts: ConceptSet, gfl
     return Cost(tuple(lines), tokens, disk, memory)
 
 
-def rendered(cost: Cost, machine: dict[str, object], out: Path) -> str:
+def rendered(cost: Cost, machine: str, out: Path) -> str:
     """The estimate as lines of text for a person."""
     lines = [f"  {line.stage:<32} {line.minutes:6.1f} min   {line.what}" for line in cost.lines]
     return "\n".join(

@@ -14,14 +14,13 @@ from sae_emotions.artefact import read_json, sha256_file
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.harvest import shard_rows
 from sae_emotions.harvest.rows import open_rows, read_documents, shard_name
-from sae_emotions.machine import device
 from sae_emotions.progress import Progress
 from sae_emotions.run_folder import config_of
 from sae_emotions.sources.models import load_model
 
-TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
-"""Relative error of a recomputed row that is still the same row: int8 storage alone costs about .005 of the norm off
-the centre, and bfloat16 products depend on the batch."""
+TOLERANCE = {"float32": 0.05, "bfloat16": 0.1}
+"""Relative error of a recomputed row that is still the same row: int8 storage alone costs one or two hundredths, and
+bfloat16 products depend on the batch. Another token's row is off by ten times as much."""
 
 
 class Verified(NamedTuple):
@@ -66,7 +65,6 @@ def verify(run: Path, documents: int = 16, seed: int | None = None) -> Verified:
     plan = read_json(run / "activations" / "text" / "plan.json")
     torch.set_num_threads(plan["threads"])
     model = load_model(config.model, getattr(torch, plan["dtype"]))
-    model.model.to(device())
     worst, count = 0.0, 0
     for source in ("text", "concepts"):
         folder = run / "activations" / source

@@ -20,10 +20,10 @@ from sae_emotions.dictionary.encode import load_dictionary, wrapped
 from sae_emotions.dictionary.quality import calibrate, check_reload, measure
 from sae_emotions.dictionary.splice import spliced_cross_entropy
 from sae_emotions.errors import UserError
-from sae_emotions.machine import device, tune_allocator
+from sae_emotions.machine import tune_allocator
 from sae_emotions.progress import Progress
 from sae_emotions.schema import write_table
-from sae_emotions.sources.models import load_model
+from sae_emotions.sources.models import device, load_model
 
 LOG_EVERY = 10
 Log = Callable[[dict[str, float]], None]
@@ -94,7 +94,7 @@ def _trained(
     sae = saelens.training_sae(settings, plan["d_in"], metadata, config.seed)
     sae.b_dec.data.copy_(sample_ND.mean(0) * scale)
     total = max(1, int(len(rows.train) * settings.epochs) // settings.batch)
-    trainer = saelens.trainer(settings, sae, total * settings.batch, scale, device())
+    trainer = saelens.trainer(settings, sae, total * settings.batch, scale, str(device()))
     identity = config_hash(settings) + plan["identity"]
     kept = _checkpoints(run, settings.name)
     curve = load_checkpoint(kept, trainer, identity) or {name: [] for name in _CURVE}

@@ -18,7 +18,7 @@ from sae_emotions.harvest.lens import write_lens
 from sae_emotions.harvest.plan import make_plan, special_ids, stored_plan, tokenised
 from sae_emotions.harvest.rows import mapped
 from sae_emotions.harvest.store import shard_is_done, write_shard
-from sae_emotions.machine import compute_dtype, device, tune_allocator
+from sae_emotions.machine import compute_dtype, tune_allocator
 from sae_emotions.progress import Progress, say
 from sae_emotions.schema import read_table
 from sae_emotions.sources.models import Model, check_blocks, load_model, model_info
@@ -122,7 +122,7 @@ def harvest(config: RunConfig, run: Path) -> Path:
     info = model_info(config.model)
     check_blocks(config.harvest.blocks, info["blocks"])
     folder = run / "activations"
-    plans = {s: stored_plan(folder / s, config, describe_texts(config, s)) for s in ("text", "concepts")}
+    plans = {s: stored_plan(folder / s, config, describe_texts(config, s)) for s in ("concepts", "text")}
     todo = {
         source: [n for n in range(len(plan["shards"])) if not shard_is_done(folder / source, n)]
         for source, plan in plans.items()
@@ -134,7 +134,6 @@ def harvest(config: RunConfig, run: Path) -> Path:
     torch.set_num_threads(known["threads"] if known else config.harvest.threads or torch.get_num_threads())
     dtype = getattr(torch, known["dtype"]) if known else compute_dtype(config.model)
     model = load_model(config.model, dtype)
-    model.model.to(device())
     write_lens(run, model)
     for source in plans:
         plan = plans[source]
