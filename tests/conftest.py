@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,7 +17,7 @@ class Planted(NamedTuple):
     """The planted model and all around it on disk."""
 
     folder: Path
-    config: dict[str, object]
+    config: dict[str, Any]
     """A `RunConfig` as plain data."""
 
 
