@@ -1,0 +1,202 @@
+"""A small, complete, schema-true run folder with made-up numbers, for all that only reads.
+
+Two dictionaries: `first` was trained here and tested causally; `second` was loaded and has no causal stage.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import save_file
+
+from sae_emotions.artefact import write_json
+from sae_emotions.config import config_hash, parse_config
+from sae_emotions.schema import schema, write_table
+
+CELLS = ("plain", "literary", "crossed")
+FAMILIES = {"Fear and Overwhelm": ("afraid", "ill at ease", "startled"), "Exuberant Joy": ("joyful", "thrilled")}
+LONE = "hungry"
+FEATURES, WIDTH, PERMUTATIONS = 40, 16, 20
+FIRST, SECOND = "block2-topk-40", "block3-loaded"
+LABELLED = {3: "afraid", 5: "afraid", 8: "joyful", 13: "ill at ease", 21: "thrilled"}
+PLAIN_ONLY, CHOSEN_FOR_STARTLED, CAUSAL = 30, 3, (3, 8)
+
+
+def concepts() -> list[tuple[str, str | None]]:
+    """Name and family of each concept."""
+    return [(name, family) for family, names in FAMILIES.items() for name in names] + [(LONE, None)]
+
+
+def config() -> dict[str, Any]:
+    """The run's config as plain data."""
+    return {
+        "name": "fake",
+        "seed": 1,
+        "model": {"source": "hub/tiny-model"},
+        "text": {"tokens": 2000, "sources": [{"source": "texts.jsonl"}]},
+        "concepts": "a-set",
+        "harvest": {"blocks": [2, 3]},
+        "dictionaries": [
+            {"name": FIRST, "block": 2, "d_sae": FEATURES, "k": 4},
+            {"name": SECOND, "block": 3, "pretrained": {"release": "some-release", "id": "blocks.3"}},
+        ],
+    }
+
+
+def fake_run(folder: Path) -> Path:
+    """Write the run folder; returns it."""
+    made = parse_config(config(), "fake run")
+    keys = ["harvest", f"train:{FIRST}", f"label:{FIRST}", f"ablate:{FIRST}", f"train:{SECOND}", f"label:{SECOND}"]
+    info = {"source": "hub/tiny-model", "sha256": "0" * 64, "stored": "Q4_1 (4 bits)", "parameters": 1_234_567}
+    write_json(
+        folder / "run.json",
+        {
+            "config": made.model_dump(mode="json"),
+            "config_hash": config_hash(made),
+            "versions": {"sae-emotions": "0.1.0", "torch": "2.9.0"},
+            "model": info | {"blocks": 5, "d_model": WIDTH, "vocabulary": 300, "dtype": "float32"},
+            "stages": {key: {"state": "done", "seconds": 10.0 + n} for n, key in enumerate(keys)},
+        },
+    )
+    write_json(folder / "activations" / "text" / "plan.json", {"tokens": 2048, "rows": 2000, "documents": 9})
+    for name, block in ((FIRST, 2), (SECOND, 3)):
+        _dictionary(folder / "dictionaries" / name, name, block, np.random.default_rng(block))
+        _labels(folder / "labels" / name, np.random.default_rng(10 + block))
+    _causal(folder / "causal" / FIRST, np.random.default_rng(5))
+    return folder
+
+
+def _dictionary(folder: Path, name: str, block: int, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    save_file({"W_dec": rng.normal(size=(FEATURES, WIDTH)).astype(np.float32)}, folder / "sae_weights.safetensors")
+    quality = {"name": name, "block": block, "d_in": WIDTH, "d_sae": FEATURES, "architecture": "topk", "l0": 4.0}
+    write_json(folder / "quality.json", quality | {"fvu": 0.25, "dead": 0.0, "ce_recovered": 0.91, "holdout_rows": 500})
+    if name == SECOND:
+        return
+    steps = np.arange(1, 31)
+    falling = np.exp(-steps / 8)
+    columns: dict[str, Any] = {"step": steps, "rows": steps * 64, "loss": falling + 0.3, "fvu": falling + 0.2}
+    columns |= {"l0": np.full(30, 4.0), "dead": falling / 9, "lr": np.full(30, 4e-4)}
+    write_table(folder / "training.parquet", "training", {k: pa.array(v).cast(_type("training", k)) for k, v in columns.items()})
+
+
+def _type(table: str, column: str) -> pa.DataType:
+    return schema(table, CELLS).field(column).type
+
+
+def _feature_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
+    names = concepts()
+    label = LABELLED.get(number)
+    own = label or names[number % len(names)][0]
+    low = 0.8 if label else 0.45
+    cell = {f"auroc_{one}": float(low + 0.15 * rng.random()) for one in CELLS}
+    p = 1e-6 * (number + 1) if label else float(rng.random())
+    tokens = [f" {own[:4]}", f" {own}", "ly", f"tok{number}"]
+    return {
+        "feature": number,
+        "concept": own,
+        "family": dict(names)[own],
+        "label": label,
+        "status": "labelled" if label else "plain only" if number == PLAIN_ONLY else "none",
+        "screened": label is not None or number == PLAIN_ONLY,
+        "auroc_selection": low + 0.1,
+        "p_selection_first": p,
+        "p_selection_second": p,
+        "auroc_held_out": float(np.mean(list(cell.values()))),
+        **cell,
+        "p_first": p,
+        "p_second": p / 2,
+        "p": p,
+        "q": min(1.0, 4 * p) if label or number == PLAIN_ONLY else None,
+        # A cosine that could not be computed: readers must turn it into null.
+        "cosine_dense": float("nan") if number == 0 else 0.3,
+        "density": 0.01 * (number + 1),
+        "max_activation": 5.0 + number,
+        "decoder_norm": 1.0,
+        "top_tokens": tokens,
+        "top_logits": [4.0, 3.0, 2.0, 1.0],
+        "bottom_tokens": [" calm", " </td>"],
+        "bottom_logits": [-2.0, -1.0],
+    }
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _labels(folder: Path, rng: np.random.Generator) -> None:
+    features = [_feature_row(number, rng) for number in range(FEATURES)]
+    write_table(folder / "features.parquet", "features", _columns(features), CELLS)
+    write_table(folder / "concepts.parquet", "concepts", _columns([_concept(*one, features, rng) for one in concepts()]), CELLS)
+    scores = [
+        {"feature": f["feature"], "concept": f["concept"], "cell": cell, "split": split, "auroc": f[f"auroc_{cell}"]}
+        | {"low": f[f"auroc_{cell}"] - 0.1, "high": f[f"auroc_{cell}"] + 0.05, "p": f["p"]}
+        for f in features
+        if f["screened"]
+        for cell in CELLS
+        for split in ("selection", "held_out")
+        if (cell, split) != ("crossed", "selection")
+    ]
+    write_table(folder / "scores.parquet", "scores", _columns(scores))
+    write_table(folder / "examples.parquet", "examples", _columns([e for f in features for e in _examples(f, rng)]))
+    null = {"permutations": PERMUTATIONS, "labelled_features": [0] * 19 + [1], "confirmed_concepts": [0] * PERMUTATIONS}
+    write_json(folder / "null.json", null | {"mean_labelled_features": 0.05, "mean_confirmed_concepts": 0.0})
+    write_json(folder / "rule.json", {"rule": "A feature stays if both registers agree.", "screen_p": 0.01, "q": 0.05})
+    write_json(folder / "summary.json", {"features": len(LABELLED)})
+
+
+def _concept(name: str, family: str | None, features: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+    own = [f["feature"] for f in features if f["label"] == name]
+    number = CHOSEN_FOR_STARTLED if name == "startled" else own[0] if own else next(f["feature"] for f in features if f["concept"] == name)
+    cell = {f"auroc_{one}": float(0.6 + 0.3 * rng.random()) for one in CELLS}
+    if features[number]["concept"] == name:
+        cell = {f"auroc_{one}": features[number][f"auroc_{one}"] for one in CELLS}
+    return {
+        "concept": name,
+        "family": family,
+        "feature": number,
+        "auroc_selection": 0.8,
+        **cell,
+        "auroc_held_out": float(np.mean(list(cell.values()))),
+        "p": 1e-5 if own else 0.2,
+        "q": 1e-4 if own else 0.3,
+        "confirmed": bool(own),
+        **{f"dense_{one}": float(0.85 + 0.1 * rng.random()) for one in CELLS},
+        **{f"tfidf_{one}": float(0.7 + 0.1 * rng.random()) for one in CELLS},
+        "labelled_features": own,
+    }
+
+
+def _examples(feature: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+    found = []
+    for rank in range(3):
+        values = [0.0, 0.0, feature["max_activation"] - rank, 1.0, 0.0]
+        tokens = ["It", " was", f" {feature['concept']}", " <b>", "\n"]
+        where = {"source": "text", "document": int(rng.integers(9)), "position": int(rng.integers(2, 90))}
+        found.append({"feature": feature["feature"], "rank": rank, **where, "value": values[2], "tokens": tokens, "values": values})
+    return found[::-1]
+
+
+def _causal(folder: Path, rng: np.random.Generator) -> None:
+    effects, verdicts = [], []
+    for number, concept in LABELLED.items():
+        z = -9.0 if number in CAUSAL else float(rng.normal())
+        tested = number != 21
+        kinds = [("feature", None, None, z), ("dense", None, None, -30.0)] + [("random", n, None, rng.normal()) for n in range(2)]
+        kinds += [("control", 30 + n, "held_back" if n % 2 else "reference", rng.normal()) for n in range(8)]
+        effects += [
+            {"feature": number, "concept": concept, "kind": kind, "control": control, "half": half, "texts": 14}
+            | {"active_share": 0.1, "removed_norm": 3.0, "effect": 0.02 * value, "z": value}
+            for kind, control, half, value in kinds
+            if tested
+        ]
+        verdict = "causal" if number in CAUSAL else "not shown" if tested else "not testable"
+        reason = {"causal": "q below .05", "not shown": "within its controls", "not testable": "fires in 4 texts"}[verdict]
+        numbers = {"effect": 0.02 * z, "z": z, "p": 1e-3, "q": 4e-3, "rank": 1, "dense_effect": -0.5, "dense_p": 1e-3, "kl": 2e-4}
+        row = {"feature": number, "concept": concept, "verdict": verdict, "reason": reason, "texts": 14 if tested else 4}
+        verdicts.append(row | (numbers if tested else dict.fromkeys(numbers)) | {"kl_flag": False if tested else None})
+    write_table(folder / "effects.parquet", "effects", _columns(effects))
+    write_table(folder / "verdicts.parquet", "verdicts", _columns(verdicts))
+    counts = {"tested": 4, "confirmed": 2, "not_testable": 1, "controls_tested": 16, "controls_confirmed": 0}
+    write_json(folder / "summary.json", counts | {"rule": "z against held-back controls; Benjamini-Hochberg at 5 %"})
