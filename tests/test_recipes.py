@@ -1,4 +1,4 @@
-"""Every recipe in train/ loads, and what it says about models and dictionaries is so, as far as that is known offline."""
+"""Every recipe in train/ loads, and what it says of models and dictionaries is so, as far as that is known offline."""
 
 from importlib.util import find_spec
 from pathlib import Path
