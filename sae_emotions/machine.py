@@ -157,9 +157,9 @@ def doctor(folder: Path = Path(".")) -> dict[str, Any]:
     """What this machine has, what was measured on it, and the settings that follow."""
     measured = measure()
     settings = {
-        "compute_dtype": "bfloat16" if measured["fast_bf16"] else "float32",
-        "because": _dtype_sentence(measured),
-        "allocator_tuned": tune_allocator(),
+        "models_run_in": _dtype_sentence(measured),
+        "training_step": "SAELens, float32",
+        "allocator": "glibc, told to keep freed memory" if tune_allocator() else "as it is",
     }
     return describe(folder) | measured | settings
 
@@ -170,25 +170,5 @@ def tune_allocator() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return all([mallopt(option, value) == 1 for option, value in _MALLOPT])
-
-
-def doctor() -> dict[str, Any]:
-    """What this machine has, what it was measured to do, and the settings that follow."""
-    facts, measured = describe(), measure()
-    chosen = "bfloat16" if measured["fast_bf16"] else "float32"
-    return facts | {
-        "device": measured["device"],
-        "fp32_gflops": measured["fp32_gflops"],
-        "bf16_gflops": measured["bf16_gflops"],
-        "models_run_in": f"{chosen} (bfloat16 is {measured['bf16_gflops'] / measured['fp32_gflops']:.1f} times as fast as float32 here)",
-        "training_step": "SAELens, float32",
-        "allocator": "glibc, told to keep freed memory" if tune_allocator() else "as it is",
-    }
-
-
-def summary(measured: dict[str, Any]) -> str:
-    """One line on a machine that `measure` has measured."""
-    rate = max(measured["fp32_gflops"], measured["bf16_gflops"])
-    kind = "bfloat16" if measured["fast_bf16"] else "float32"
-    return f"{cores()} cores, {measured['device']}, {rate:,.0f} GFLOP/s in {kind}"
+    done = [mallopt(option, value) == 1 for option, value in _MALLOPT]
+    return all(done)

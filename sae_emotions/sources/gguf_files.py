@@ -1,45 +1,20 @@
-"""GGUF files: what they say about themselves, and their one-time conversion into a plain safetensors folder.
+"""The one-time conversion of a GGUF file into a plain safetensors folder.
 
 A packed GGUF loads in about 16 s and runs several times slower than dense weights, so the file is unpacked once, to
 float32, and kept in the cache under its sha256 and the version of `transformers` that did it.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sae_emotions.artefact import read_json, written_folder, write_json
+from sae_emotions.artefact import read_json, write_json, written_folder
 from sae_emotions.errors import UserError
 from sae_emotions.progress import say
+from sae_emotions.sources.gguf_header import read_header
 from sae_emotions.sources.quiet import quiet
 from sae_emotions.sources.wheels import cache_folder
 
 RECORD = "stored.json"
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
-
-
-def storage(path: Path) -> str:
-    """How most of a GGUF's weights are stored, such as 'Q4_1 (4 bits)'. Raises `UserError` on a file that is no GGUF."""
-    from gguf import GGUFReader
-
-    try:
-        tensors = GGUFReader(path).tensors
-    except (ValueError, OSError, IndexError, KeyError):
-        raise UserError(f"{path} is not a GGUF file that can be read; fetch or export it again.") from None
-    counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.tensor_type.name] += int(tensor.n_elements)
-    if not counts:
-        raise UserError(f"{path} holds no weights.")
-    return _named(counts.most_common(1)[0][0])
-
-
-def _named(kind: str) -> str:
-    if kind in _BITS:
-        return f"{kind} ({_BITS[kind]} bits)"
-    digits = [part for part in kind.replace("_", " ").split() if any(c.isdigit() for c in part)]
-    bits = "".join(c for c in digits[0] if c.isdigit()) if digits else "?"
-    return f"{kind} ({bits} bits)"
 
 
 def converted_folder(sha256: str) -> Path:
@@ -64,8 +39,8 @@ def convert(path: Path, sha256: str) -> Path:
     folder = converted_folder(sha256)
     if is_converted(folder, sha256):
         return folder
-    stored = storage(path)
-    say(f"Unpacking {path.name} ({stored} a weight) to float32; this is done once.")
+    stored = read_header(path).storage()
+    say(f"Unpacking {path.name}, {stored}, to float32; this is done once.")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -77,7 +52,9 @@ def convert(path: Path, sha256: str) -> Path:
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
         except (ValueError, KeyError, NotImplementedError, OSError) as error:
-            raise UserError(f"{path.name} cannot be unpacked by this version of transformers: {_first(error)}.") from None
+            raise UserError(
+                f"{path.name} cannot be unpacked by this version of transformers: {_first(error)}."
+            ) from None
         with written_folder(folder) as beside:
             model.save_pretrained(beside)
             tokenizer.save_pretrained(beside)

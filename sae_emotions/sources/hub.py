@@ -50,4 +50,6 @@ def _opened(source: TextSource) -> Any:
 def _refused(source: TextSource, error: Exception) -> UserError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     what = f"'{source.source}'" + (f", subset '{source.subset}'" if source.subset else "") + f", split '{source.split}'"
-    return UserError(f"The data set {what} could not be read: the hub cannot be reached or has no such thing ({first}).")
+    return UserError(
+        f"The data set {what} could not be read: the hub cannot be reached or has no such thing ({first})."
+    )

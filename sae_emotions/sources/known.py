@@ -23,8 +23,8 @@ _SHAPES: dict[str, tuple[int, int, int, int, str, str | None]] = {
 
 # table: (column, distinct documents, tokens of SmolLM2 in thousands, what it holds)
 _TABLES: dict[str, tuple[str, int, int, str]] = {
-    "48_cm_correct.csv.zst": ("prompt", 4216, 1100, "first-person accounts of moral conflicts: AITA posts, short claims"),
-    "45_context_ans.csv.zst": ("prompt", 3940, 1819, "personal essays and stories, each closed by a question with choices"),
+    "48_cm_correct.csv.zst": ("prompt", 4216, 1100, "first-person accounts of quarrels and guilt, long and short"),
+    "45_context_ans.csv.zst": ("prompt", 3940, 1819, "personal essays and stories, each closed by a question"),
     "111_yelp_data.csv.zst": ("prompt", 4982, 935, "Yelp reviews; their line breaks are written out (unescape: true)"),
     "157_amazon_5star.csv.zst": ("prompt", 1999, 347, "Amazon reviews with their titles"),
     "100_news_fake.csv.zst": ("prompt", 2010, 1206, "news articles, real and fake"),
@@ -43,13 +43,15 @@ def known_model(source: str) -> dict[str, Any] | None:
 
 
 def known_sources() -> list[dict[str, str]]:
-    """What `sae-emotions sources` lists: dicts of kind ('model', 'text', 'form'), source, sha256, licence and holds."""
+    """What `sae-emotions sources` lists: dicts of name (as a config's source),
+    kind ('model', 'text' or 'form'), sha256, licence and holds."""
 
     def entry(kind: str, source: str, sha256: str, licence: str, holds: str) -> dict[str, str]:
-        return {"kind": kind, "source": source, "sha256": sha256, "licence": licence, "holds": holds}
+        return {"name": source, "kind": kind, "sha256": sha256, "licence": licence, "holds": holds}
 
     smollm2 = "SmolLM2-135M-Instruct: 30 blocks, width 576, 135 M parameters, stored in 4 bits (embeddings in 8)"
-    movies = "33,434 distinct movie reviews, column text, 7.9 M tokens: IMDB (strip_html) and lower-cased Rotten Tomatoes lines"
+    movies = "33,434 distinct movie reviews, column text, 7.9 M tokens: "
+    movies += "IMDB (set strip_html), and lower-cased lines of Rotten Tomatoes (drop_lowercase leaves them out)"
     found = [
         entry("model", _SMOLLM2, _SMOLLM2_SHA256, "Apache-2.0", smollm2),
         entry("text", _MOVIES, _MOVIES_SHA256, "MIT (the wheel; the reviews are their authors')", movies),
@@ -63,8 +65,8 @@ def known_sources() -> list[dict[str, str]]:
         "path/to/folder": "a local model folder (config.json and safetensors), or a local folder of tables as a text",
         "path/to/model.gguf": "a local GGUF file; unpacked once to float32",
         "ORGANISATION/DATASET": "a text data set of the hub, streamed; with subset, split and revision",
-        "path/to/texts.jsonl": "a local table: .jsonl, .json, .csv (each also .zst or .gz), .parquet; column names the texts",
+        "path/to/texts.jsonl": "a local .jsonl, .json, .csv (each also .zst or .gz) or .parquet; column names the texts",
         "path/to/texts.txt": "plain text (also .zst or .gz); blank lines part the documents",
-        "pypi://NAME==VERSION/path": "a GGUF (with its own sha256) or a table (with the wheel's sha256) inside a wheel",
+        "pypi://NAME==VERSION/path": "a GGUF (give its own sha256) or a table (give the wheel's) inside a wheel",
     }
     return found + [entry("form", source, "", "", holds) for source, holds in forms.items()]

@@ -16,10 +16,14 @@ import torch
 from sae_emotions.artefact import read_json, sha256_file
 from sae_emotions.config import ModelConfig
 from sae_emotions.errors import UserError
-from sae_emotions.sources.gguf_files import RECORD, convert, converted_folder, is_converted, storage
+from sae_emotions.machine import device
+from sae_emotions.sources.gguf_files import RECORD, convert, converted_folder, is_converted
+from sae_emotions.sources.gguf_header import read_header
 from sae_emotions.sources.known import known_model
 from sae_emotions.sources.quiet import quiet
 from sae_emotions.sources.wheels import SCHEME, verified_member
+
+__all__ = ["Model", "check_blocks", "decoder_blocks", "device", "load_model", "model_info"]
 
 # Where the decoder's list of blocks lies, from the outermost wrapper inwards.
 _BLOCK_PATHS = (
@@ -53,11 +57,20 @@ def _is_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1 or Path(source).exists()
 
 
-def _folder(path: Path) -> Path:
+def _is_gguf(source: str) -> bool:
+    return source.startswith(SCHEME) or source.lower().endswith(".gguf")
+
+
+def _model_folder(config: ModelConfig) -> Path:
+    path = Path(config.source).expanduser()
+    if not path.is_dir():
+        raise UserError(f"There is no model folder {path}; correct model.source.")
     if not (path / "config.json").is_file():
         raise UserError(f"The folder {path} holds no model: it has no config.json.")
     if not list(path.glob("*.safetensors")):
-        raise UserError(f"The folder {path} holds no safetensors weights, the only kind that is read; save the model as such.")
+        raise UserError(
+            f"The folder {path} holds no safetensors weights, the only kind that is read; save the model as such."
+        )
     return path
 
 
@@ -107,7 +120,7 @@ def _folder_storage(folder: Path) -> str:
 def _origin(config: ModelConfig) -> _Origin:
     """Resolve a config's source to something `from_pretrained` takes; fetches and unpacks where needed."""
     source = config.source
-    if source.startswith(SCHEME) or source.lower().endswith(".gguf"):
+    if _is_gguf(source):
         folder = converted_folder(config.sha256) if source.startswith(SCHEME) and config.sha256 else None
         if folder is None or not is_converted(folder, str(config.sha256).lower()):
             path = _gguf_file(config)
@@ -115,10 +128,7 @@ def _origin(config: ModelConfig) -> _Origin:
         record = read_json(folder / RECORD)
         return _Origin(str(folder), folder, record["sha256"], record["stored"])
     if _is_path(source):
-        path = Path(source).expanduser()
-        if not path.is_dir():
-            raise UserError(f"There is no model folder {path}; correct model.source.")
-        _folder(path)
+        path = _model_folder(config)
         return _Origin(str(path), path, _check(_folder_sha256(path), config), _folder_storage(path))
     return _Origin(source, None, None, None)
 
@@ -130,28 +140,25 @@ def _loading(config: ModelConfig) -> Iterator[None]:
         try:
             yield
         except torch.OutOfMemoryError:
-            raise UserError(f"The model {config.source} does not fit into the device's memory; take a smaller one.") from None
+            raise UserError(
+                f"The model {config.source} does not fit into the device's memory; take a smaller one."
+            ) from None
         except (OSError, ValueError, KeyError, ImportError) as error:
             first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
             if _is_path(config.source) or config.source.startswith(SCHEME):
                 raise UserError(f"The model {config.source} cannot be loaded: {first}.") from None
             raise UserError(
-                f"The model hub could not be reached, or has no model '{config.source}' that is open to you and stored as "
-                f"safetensors ({first})."
+                f"The model hub could not be reached, or has no model '{config.source}' that is open to you and stored "
+                f"as safetensors ({first})."
             ) from None
-
-
-def device() -> torch.device:
-    """The device that models run on: the first CUDA device, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(config: ModelConfig, dtype: torch.dtype) -> Model:
     """Load a model and its tokenizer.
 
-    The tokenizer pads on the right, and has a padding token. `info` holds source, sha256 (of the original weights), stored
-    (how they were stored, such as 'Q4_1 (4 bits)'), parameters, blocks, d_model, vocabulary, dtype and, from the hub, the
-    revision. Raises `UserError` where the source is unknown, unreachable or damaged.
+    The tokenizer pads on the right, and has a padding token. `info` holds source, sha256 (of the original weights),
+    stored (how they were stored, such as 'Q4_1 (4 bits)'), parameters, blocks, d_model, vocabulary, dtype and, from the
+    hub, the revision. Raises `UserError` where the source is unknown, unreachable or damaged.
     """
     origin = _origin(config)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -188,29 +195,27 @@ def _shape(model: Any, config: Any) -> dict[str, int]:
 def model_info(config: ModelConfig) -> dict[str, Any]:
     """source, sha256, stored, parameters, blocks, d_model, vocabulary, without loading any weights.
 
-    A model of the built-in list that is not yet here is described from that list, with nothing fetched. Raises `UserError`
-    where the model is unknown or cannot be reached.
+    A model of the built-in list that is not yet here is described from that list, with nothing fetched.
+
+    Raises `UserError` where the model is unknown or cannot be reached.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     known = known_model(config.source)
-    stored: str | None = None
-    name, options = config.source, {"trust_remote_code": False, "revision": config.revision or "main"}
-    if config.source.startswith(SCHEME) or config.source.lower().endswith(".gguf"):
+    stored, name = None, config.source
+    if _is_gguf(config.source):
         folder = converted_folder(config.sha256 or "")
         if config.sha256 and is_converted(folder, config.sha256.lower()):
             name, stored = str(folder), read_json(folder / RECORD)["stored"]
         elif known is not None:
             return known
         else:
-            path = _gguf_file(config)
-            name, options["gguf_file"], stored = str(path.parent), path.name, storage(path)
+            header = read_header(_gguf_file(config))
+            return {"source": config.source, "sha256": config.sha256, "stored": header.storage(), **header.shape()}
     elif _is_path(config.source):
-        path = Path(config.source).expanduser()
-        if not path.is_dir():
-            raise UserError(f"There is no model folder {path}; correct model.source.")
-        stored = _folder_storage(_folder(path))
-        name = str(path)
+        path = _model_folder(config)
+        name, stored = str(path), _folder_storage(path)
+    options: dict[str, Any] = {"trust_remote_code": False, "revision": config.revision or "main"}
     try:
         with _loading(config):
             found = AutoConfig.from_pretrained(name, **options)
@@ -231,7 +236,9 @@ def decoder_blocks(model: Any) -> torch.nn.ModuleList:
             found = getattr(found, name, None)
         if isinstance(found, torch.nn.ModuleList) and len(found):
             return found
-    raise UserError(f"No list of decoder blocks was found in {type(model).__name__}; this kind of model is not supported.")
+    raise UserError(
+        f"No list of decoder blocks was found in {type(model).__name__}; this kind of model is not supported."
+    )
 
 
 def check_blocks(blocks: Sequence[int], depth: int) -> None:

@@ -1,15 +1,16 @@
 """Silence for libraries that talk on standard error while they load."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, warnings or log lines of transformers and of the hub client inside the block."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -22,7 +23,8 @@ def quiet() -> Iterator[None]:
     disable_progress_bars()
     hub_log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # Some bars are drawn by tqdm itself, whatever the libraries' own switches say.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,6 +1,6 @@
 """One column of a local table, read as a stream: csv, jsonl, json, parquet and plain text, packed or not.
 
-Yields (row number, value). A value is a text, or a list of chat messages; null values are left out, keeping the numbering.
+Yields (row number, value). A value is a text, or a list of chat messages; null values are left out, their numbers too.
 """
 
 import csv
@@ -38,7 +38,9 @@ def read_column(path: Path, column: str) -> Values:
     kind = kind_of(path.name)
     if kind is None:
         known = ", ".join(KINDS)
-        raise UserError(f"{path.name} is of an unknown type; known are {known} and, but for .parquet, the same packed as .zst or .gz.")
+        raise UserError(
+            f"{path.name} is of an unknown type; known are {known} (all but .parquet also packed as .zst or .gz)."
+        )
     return _guarded(path, _parquet(path, column) if kind == ".parquet" else _text_file(path, kind, column))
 
 
@@ -121,7 +123,9 @@ def _json(file: IO[str], column: str, name: str) -> Values:
     try:
         data = json.load(file)
     except json.JSONDecodeError as error:
-        raise UserError(f"{name} is not valid JSON at line {error.lineno}; one object a line is a .jsonl file.") from None
+        raise UserError(
+            f"{name} is not valid JSON at line {error.lineno}; one object a line is a .jsonl file."
+        ) from None
     if not isinstance(data, list):
         raise UserError(f"{name} holds no list of records; a .json text file is one list of objects.")
     return _records(data, column, name)

@@ -1,8 +1,8 @@
 """The general text: a weighted mixture of documents, in an order that the seed alone decides.
 
-Weights are shares of tokens. The mixture always takes its next document from the source that lags furthest behind its share,
-where a document counts as its characters over its source's characters per token, measured once on the source's first
-documents: so no text is tokenised twice. A source that runs dry leaves its share to the others.
+Weights are shares of tokens. The mixture always takes its next document from the source that lags furthest behind its
+share. A document counts as its characters over its source's characters per token, which is measured once, on the source's
+first documents: so no text is tokenised twice. A source that runs dry leaves its share to the others.
 """
 
 import hashlib
@@ -50,13 +50,15 @@ class _Stream(NamedTuple):
 def documents(config: TextConfig, tokenizer: Any, seed: int) -> Iterator[Document]:
     """The documents of the mixture, without end conditions of its own: it stops when every source has run dry.
 
-    Every source is opened, and its first documents are read, before this returns, so bad input shows at once. Rows of local
-    tables come in a seeded permutation, hub streams as they come. A text that came before, in any source, is left out, and so
-    is one of fewer than two tokens. Raises `UserError`: unknown, unreachable or empty source, missing column, wrong type.
+    Every source is opened, and its first documents are read, before this returns, so bad input shows at once. Rows of
+    local tables come in a seeded permutation, hub streams as they come. A text that came before, in any source, is left
+    out, and so is one of fewer than two tokens.
+
+    Raises `UserError`: unknown, unreachable or empty source, missing column, wrong type of value or file.
     """
     names = _names(config.sources)
-    streams = [_stream(source, name, tokenizer, (seed, i)) for i, (source, name) in enumerate(zip(config.sources, names))]
-    return _mixture(streams)
+    numbered = enumerate(zip(config.sources, names, strict=True))
+    return _mixture([_stream(source, name, tokenizer, (seed, i)) for i, (source, name) in numbered])
 
 
 def _names(sources: tuple[TextSource, ...]) -> list[str]:
@@ -105,7 +107,9 @@ def _values(source: TextSource, seed: tuple[int, int]) -> Values:
     if where.startswith(SCHEME):
         return _shuffled(read_column(member_of_wheel(where, source.sha256), source.column), seed)
     path = Path(where).expanduser()
-    looks_local = where.startswith((".", "/", "~")) or "\\" in where or path.exists() or ("." in where and "/" not in where)
+    looks_local = (
+        where.startswith((".", "/", "~")) or "\\" in where or path.exists() or ("." in where and "/" not in where)
+    )
     if path.is_dir():
         return hub_values(source.model_copy(update={"source": str(path)}))
     if looks_local or kind_of(where) is not None:

