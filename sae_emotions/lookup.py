@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -92,8 +92,11 @@ class Feature:
     @property
     def logit_lens(self) -> LogitLens:
         """The decoder direction through the unembedding."""
-        sides = [tuple(zip(self._row[f"{s}_tokens"] or [], self._row[f"{s}_logits"] or [], strict=True)) for s in ("top", "bottom")]
-        return LogitLens(sides[0], sides[1])
+
+        def side(name: str) -> tuple[tuple[str, float], ...]:
+            return tuple(zip(self._row[f"{name}_tokens"] or [], self._row[f"{name}_logits"] or [], strict=True))
+
+        return LogitLens(side("top"), side("bottom"))
 
     @property
     def scores(self) -> list[Row]:
@@ -119,7 +122,8 @@ class Feature:
 
     def to_dict(self) -> Row:
         """All that is known of it but its examples and its direction: the columns of features.parquet and more."""
-        return {"id": self.id, "dictionary": self.dictionary, **self._row, "scores": self.scores, "verdict": self.causal}
+        known = {"id": self.id, "dictionary": self.dictionary, **self._row}
+        return known | {"scores": self.scores, "verdict": self.causal}
 
     def __repr__(self) -> str:
         auroc = "" if self.auroc is None else f", AUROC {self.auroc:.3f}"
@@ -247,14 +251,16 @@ class Run:
             return sorted(found, key=lambda n: (_folded(n) != wanted, not _starts_a_word(wanted, n), names.index(n)))
 
         def hit(kind: str, text: str, number: int | None = None) -> Row:
-            own = row(self._folder.table(f"labels/{name}/features.parquet"), index.row_of[number]) if number is not None else {}
+            own = {} if number is None else self._feature_row(number, name)
+            about = {} if number is None else index.verdicts.get(number, {})
             found = {"kind": kind, "match": text, "id": None if number is None else str(number), "feature": number}
-            verdict = index.verdicts.get(number, {}).get("verdict") if number is not None else None
-            return found | {k: own.get(k) for k in ("label", "status", "auroc_held_out")} | {"verdict": verdict}
+            shown = {key: own.get(key) for key in ("label", "status", "auroc_held_out")}
+            return found | shown | {"verdict": about.get("verdict")}
 
         concepts = ranked(list(index.concepts))
         yield from (hit("concept", one) for one in concepts)
-        yield from (hit("family", f) for f in ranked(list({one["family"]: 0 for one in index.concepts.values() if one["family"]})))
+        families = dict.fromkeys(one["family"] for one in index.concepts.values() if one["family"])
+        yield from (hit("family", one) for one in ranked(list(families)))
         for concept in concepts:
             numbers = (one.number for one in self.find(concept, name) if one.label == concept)
             yield from (hit("label", concept, number) for number in numbers)
@@ -315,12 +321,13 @@ _INDEXED = (("labels", "features"), ("labels", "concepts"), ("causal", "verdicts
 
 
 def _indexed(folder: RunFolder, name: str) -> _Index:
-    features, concepts = folder.table(f"labels/{name}/features.parquet"), folder.table(f"labels/{name}/concepts.parquet")
+    features = folder.table(f"labels/{name}/features.parquet")
+    concepts = folder.table(f"labels/{name}/concepts.parquet")
     numbers = features["feature"].to_pylist()
     about = {one["concept"]: one for one in rows(concepts)}
     features_of: dict[str, list[int]] = {concept: [] for concept in about}
-    kept = zip(numbers, features["concept"].to_pylist(), features["screened"].to_pylist(), features["status"].to_pylist(), strict=True)
-    for number, concept, screened, status in kept:
+    columns = (features[column].to_pylist() for column in ("concept", "screened", "status"))
+    for number, concept, screened, status in zip(numbers, *columns, strict=True):
         if concept in about and (screened or status != "none"):
             features_of[concept].append(number)
     for concept, one in about.items():

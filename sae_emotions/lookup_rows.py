@@ -22,7 +22,7 @@ def decoder_row(path: Path, feature: int, name: str = "W_dec") -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run the train stage that makes it.") from None
     except (ValueError, KeyError, IndexError, OverflowError, MemoryError):
-        raise UserError(f"{path} is damaged or holds no {name}; delete its folder and run the train stage again.") from None
+        raise UserError(f"{path} holds no usable {name}; delete its folder and run the train stage again.") from None
     if len(row_D) < width:
         raise UserError(f"{path} is cut short; delete its folder and run the train stage again.")
     if kind.kind == "u":

@@ -26,13 +26,13 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "run.json").is_file():
-            raise UserError(f"{path} is no run folder (it has no run.json); make one with: sae-emotions run CONFIG --out {path}")
+            raise UserError(f"{path} is no run folder (it has no run.json); make one with: sae-emotions run")
         self._held: dict[Any, tuple[Any, Any]] = {}
         self._lock = threading.RLock()
 
     def stamp(self, *names: str) -> tuple[tuple[int, int, int] | None, ...]:
         """Changes whenever one of the files does; None for a file that is not there."""
-        stamps = []
+        stamps: list[tuple[int, int, int] | None] = []
         for name in names:
             try:
                 found = (self.path / name).stat()

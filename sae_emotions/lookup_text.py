@@ -50,7 +50,8 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], left: frozenset[
 
 
 def _cells(row: Row) -> list[str]:
-    return [key.removeprefix("auroc_") for key in row if key.startswith("auroc_") and key not in ("auroc_held_out", "auroc_selection")]
+    names = [key.removeprefix("auroc_") for key in row if key.startswith("auroc_")]
+    return [name for name in names if name not in ("held_out", "selection")]
 
 
 def find_table(word: str, found: Sequence["Feature"]) -> str:
@@ -94,7 +95,8 @@ def feature_card(found: "Feature", colour: bool = False, width: int | None = Non
         says = f"not labelled; evidence for {feature['concept']}: {feature['status']}"
     else:
         says = f"not labelled; its best concept on the selection set is {feature['concept']}"
-    facts = f"active in {100 * (feature['density'] or 0):.2f} % of general-text tokens, at most {number(feature['max_activation'], 2)}"
+    share, most = 100 * (feature["density"] or 0), number(feature["max_activation"], 2)
+    facts = f"active in {share:.2f} % of general-text tokens, at most {most}"
     blocks = [f"{title}\n{says}\n{facts}", _scores(feature), _verdict(feature["verdict"], width), _lens(feature, width)]
     if examples:
         lines = [f"{number(one.value, 2).rjust(7)}  {_context(one, colour, width - 9)}" for one in examples]
@@ -106,7 +108,13 @@ def _scores(feature: Row) -> str:
     held = [one for one in feature["scores"] if one["split"] == "held_out"]
     held = held or [one for one in feature["scores"] if one["split"] == "selection"]
     body = [
-        [one["concept"], one["cell"], number(one["auroc"]), f"{number(one['low'])} to {number(one['high'])}", p_value(one["p"])]
+        [
+            one["concept"],
+            one["cell"],
+            number(one["auroc"]),
+            f"{number(one['low'])} to {number(one['high'])}",
+            p_value(one["p"]),
+        ]
         for one in held
     ]
     if not body:
@@ -124,8 +132,8 @@ def _verdict(verdict: Row | None, width: int) -> str:
     says = (
         f"Causal test: {verdict['verdict']} ({verdict['reason']}). Removing it from {verdict['texts']} texts changes "
         f"the word's log-probability by {verdict['effect']:+.3f} nats, z {number(verdict['z'], 1)} against matched "
-        f"controls, p {p_value(verdict['p'])}, q {p_value(verdict['q'])}; rank of its own word "
-        f"{verdict['rank'] if verdict['rank'] is not None else '–'}. Collateral: {number(verdict['kl'], 4)} nats a token"
+        f"controls, p {p_value(verdict['p'])}, q {p_value(verdict['q'])}; rank of its own word among all "
+        f"{number(verdict['rank'], 0)}. Collateral: {number(verdict['kl'], 4)} nats a token"
         f"{', above the controls' if verdict['kl_flag'] else ''}."
     )
     return "\n".join(textwrap.wrap(says, width))
@@ -196,7 +204,14 @@ def search_table(hits: Sequence[Row]) -> str:
     if not hits:
         return "Nothing in this run matches."
     body = [
-        [one["kind"], one["match"], one["id"] or "–", one["label"] or "–", number(one["auroc_held_out"]), one["verdict"] or "–"]
+        [
+            one["kind"],
+            one["match"],
+            one["id"] or "–",
+            one["label"] or "–",
+            number(one["auroc_held_out"]),
+            one["verdict"] or "–",
+        ]
         for one in hits
     ]
     return table(["kind", "match", "feature", "label", "AUROC", "causal"], body, frozenset({0, 1, 3}))

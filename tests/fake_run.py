@@ -20,7 +20,7 @@ LONE = "hungry"
 FEATURES, WIDTH, PERMUTATIONS = 40, 16, 20
 FIRST, SECOND = "block2-topk-40", "block3-loaded"
 LABELLED = {3: "afraid", 5: "afraid", 8: "joyful", 13: "ill at ease", 21: "thrilled"}
-PLAIN_ONLY, CHOSEN_FOR_STARTLED, CAUSAL = 30, 3, (3, 8)
+PLAIN_ONLY, CHOSEN_FOR_STARTLED, CAUSAL, UNTESTABLE = 30, 3, (3, 8), 21
 
 
 def concepts() -> list[tuple[str, str | None]]:
@@ -78,11 +78,8 @@ def _dictionary(folder: Path, name: str, block: int, rng: np.random.Generator) -
     falling = np.exp(-steps / 8)
     columns: dict[str, Any] = {"step": steps, "rows": steps * 64, "loss": falling + 0.3, "fvu": falling + 0.2}
     columns |= {"l0": np.full(30, 4.0), "dead": falling / 9, "lr": np.full(30, 4e-4)}
-    write_table(folder / "training.parquet", "training", {k: pa.array(v).cast(_type("training", k)) for k, v in columns.items()})
-
-
-def _type(table: str, column: str) -> pa.DataType:
-    return schema(table, CELLS).field(column).type
+    types = {field.name: field.type for field in schema("training")}
+    write_table(folder / "training.parquet", "training", {k: pa.array(v).cast(types[k]) for k, v in columns.items()})
 
 
 def _feature_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -128,7 +125,8 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 def _labels(folder: Path, rng: np.random.Generator) -> None:
     features = [_feature_row(number, rng) for number in range(FEATURES)]
     write_table(folder / "features.parquet", "features", _columns(features), CELLS)
-    write_table(folder / "concepts.parquet", "concepts", _columns([_concept(*one, features, rng) for one in concepts()]), CELLS)
+    rows = [_concept(name, family, features, rng) for name, family in concepts()]
+    write_table(folder / "concepts.parquet", "concepts", _columns(rows), CELLS)
     scores = [
         {"feature": f["feature"], "concept": f["concept"], "cell": cell, "split": split, "auroc": f[f"auroc_{cell}"]}
         | {"low": f[f"auroc_{cell}"] - 0.1, "high": f[f"auroc_{cell}"] + 0.05, "p": f["p"]}
@@ -148,7 +146,10 @@ def _labels(folder: Path, rng: np.random.Generator) -> None:
 
 def _concept(name: str, family: str | None, features: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
     own = [f["feature"] for f in features if f["label"] == name]
-    number = CHOSEN_FOR_STARTLED if name == "startled" else own[0] if own else next(f["feature"] for f in features if f["concept"] == name)
+    best = (
+        own or [CHOSEN_FOR_STARTLED] * (name == "startled") or [f["feature"] for f in features if f["concept"] == name]
+    )
+    number = best[0]
     cell = {f"auroc_{one}": float(0.6 + 0.3 * rng.random()) for one in CELLS}
     if features[number]["concept"] == name:
         cell = {f"auroc_{one}": features[number][f"auroc_{one}"] for one in CELLS}
@@ -174,29 +175,50 @@ def _examples(feature: dict[str, Any], rng: np.random.Generator) -> list[dict[st
         values = [0.0, 0.0, feature["max_activation"] - rank, 1.0, 0.0]
         tokens = ["It", " was", f" {feature['concept']}", " <b>", "\n"]
         where = {"source": "text", "document": int(rng.integers(9)), "position": int(rng.integers(2, 90))}
-        found.append({"feature": feature["feature"], "rank": rank, **where, "value": values[2], "tokens": tokens, "values": values})
+        context = {"value": values[2], "tokens": tokens, "values": values}
+        found.append({"feature": feature["feature"], "rank": rank} | where | context)
     return found[::-1]
 
 
 def _causal(folder: Path, rng: np.random.Generator) -> None:
-    effects, verdicts = [], []
-    for number, concept in LABELLED.items():
-        z = -9.0 if number in CAUSAL else float(rng.normal())
-        tested = number != 21
-        kinds = [("feature", None, None, z), ("dense", None, None, -30.0)] + [("random", n, None, rng.normal()) for n in range(2)]
-        kinds += [("control", 30 + n, "held_back" if n % 2 else "reference", rng.normal()) for n in range(8)]
-        effects += [
-            {"feature": number, "concept": concept, "kind": kind, "control": control, "half": half, "texts": 14}
-            | {"active_share": 0.1, "removed_norm": 3.0, "effect": 0.02 * value, "z": value}
-            for kind, control, half, value in kinds
-            if tested
-        ]
-        verdict = "causal" if number in CAUSAL else "not shown" if tested else "not testable"
-        reason = {"causal": "q below .05", "not shown": "within its controls", "not testable": "fires in 4 texts"}[verdict]
-        numbers = {"effect": 0.02 * z, "z": z, "p": 1e-3, "q": 4e-3, "rank": 1, "dense_effect": -0.5, "dense_p": 1e-3, "kl": 2e-4}
-        row = {"feature": number, "concept": concept, "verdict": verdict, "reason": reason, "texts": 14 if tested else 4}
-        verdicts.append(row | (numbers if tested else dict.fromkeys(numbers)) | {"kl_flag": False if tested else None})
-    write_table(folder / "effects.parquet", "effects", _columns(effects))
-    write_table(folder / "verdicts.parquet", "verdicts", _columns(verdicts))
+    rows = [
+        _effect(number, concept, *one)
+        for number, concept in LABELLED.items()
+        if number != UNTESTABLE
+        for one in _interventions(number, rng)
+    ]
+    write_table(folder / "effects.parquet", "effects", _columns(rows))
+    write_table(folder / "verdicts.parquet", "verdicts", _columns([_verdict(*one) for one in LABELLED.items()]))
     counts = {"tested": 4, "confirmed": 2, "not_testable": 1, "controls_tested": 16, "controls_confirmed": 0}
     write_json(folder / "summary.json", counts | {"rule": "z against held-back controls; Benjamini-Hochberg at 5 %"})
+
+
+def _interventions(number: int, rng: np.random.Generator) -> list[tuple[str, int | None, str | None, float]]:
+    """Kind, control, half and z of everything that was done to a feature's texts."""
+    done: list[tuple[str, int | None, str | None, float]] = [
+        ("feature", None, None, _z(number)),
+        ("dense", None, None, -30.0),
+    ]
+    done += [("random", n, None, rng.normal()) for n in range(2)]
+    return done + [("control", 30 + n, "held_back" if n % 2 else "reference", rng.normal()) for n in range(8)]
+
+
+def _z(number: int) -> float:
+    return -9.0 if number in CAUSAL else 0.1 * number
+
+
+def _effect(number: int, concept: str, kind: str, control: int | None, half: str | None, z: float) -> dict[str, Any]:
+    named = {"feature": number, "concept": concept, "kind": kind, "control": control, "half": half}
+    return named | {"texts": 14, "active_share": 0.1, "removed_norm": 3.0, "effect": 0.02 * z, "z": z}
+
+
+def _verdict(number: int, concept: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"feature": number, "concept": concept}
+    z = _z(number)
+    numbers: dict[str, Any] = {"effect": 0.02 * z, "z": z, "p": 1e-3, "q": 4e-3, "rank": 1}
+    numbers |= {"dense_effect": -0.5, "dense_p": 1e-3, "kl": 2e-4, "kl_flag": False}
+    if number == UNTESTABLE:
+        row |= {"verdict": "not testable", "reason": "it fires in 4 texts", "texts": 4}
+        return row | dict.fromkeys(numbers)
+    verdict, reason = ("causal", "q below .05") if number in CAUSAL else ("not shown", "within its controls")
+    return row | {"verdict": verdict, "reason": reason, "texts": 14} | numbers
