@@ -47,7 +47,7 @@ def all_p(ranks_TF: np.ndarray, whole: Panel) -> np.ndarray:
 def test_midranks_are_those_of_scipy_within_each_topic() -> None:
     found, rng = small_layout(), np.random.default_rng(0)
     values = tied_values(found, 7, rng)
-    ranks = doubled_midranks(values, found)
+    ranks = doubled_midranks(values, found.panels)
     for whole in found.panels:
         for s in range(len(whole.size_S)):
             rows = whole.rows_CS[:, s][whole.rows_CS[:, s] != ABSENT]
@@ -58,7 +58,7 @@ def test_auroc_is_that_of_sklearn_averaged_over_topics() -> None:
     found, rng = small_layout(), np.random.default_rng(1)
     values = tied_values(found, 6, rng)
     whole = found.selection[1]
-    got = auroc(doubled_midranks(values, found), whole)
+    got = auroc(doubled_midranks(values, found.panels), whole)
     for concept in range(5):
         for feature in range(6):
             per_topic = []
@@ -72,7 +72,7 @@ def test_auroc_is_that_of_sklearn_averaged_over_topics() -> None:
 
 def test_pairs_agree_with_the_full_table() -> None:
     found, rng = small_layout(), np.random.default_rng(2)
-    ranks = doubled_midranks(tied_values(found, 6, rng), found)
+    ranks = doubled_midranks(tied_values(found, 6, rng), found.panels)
     for whole in found.panels:
         there = np.flatnonzero((whole.rows_CS != ABSENT).any(1))
         concept, feature = np.repeat(there, 6), np.tile(np.arange(6), len(there))
@@ -82,7 +82,7 @@ def test_pairs_agree_with_the_full_table() -> None:
 
 def test_exact_p_is_the_share_of_all_assignments_at_least_as_high() -> None:
     found, rng = small_layout(), np.random.default_rng(3)
-    ranks = doubled_midranks(tied_values(found, 8, rng), found)
+    ranks = doubled_midranks(tied_values(found, 8, rng), found.panels)
     for whole in found.panels:
         got = all_p(ranks, whole)
         for concept, feature in product(range(5), range(8)):
@@ -102,7 +102,7 @@ def test_exact_p_in_one_topic_is_mann_whitneys() -> None:
     column = np.arange(40, dtype=np.int32)
     whole = panel("one", "selection", {("one", "topic"): column})
     values = rng.standard_normal((40, 3))
-    ranks = doubled_midranks(values, Layout((), (), (whole, whole), (whole, whole)))
+    ranks = doubled_midranks(values, (whole,))
     got = all_p(ranks, whole)
     for concept in range(40):
         others = np.delete(values[:, 1], concept)
@@ -116,7 +116,7 @@ def grid(concepts: int, topics: int) -> Panel:
 
 
 def ranked(whole: Panel, values_TF: np.ndarray) -> np.ndarray:
-    return doubled_midranks(values_TF, Layout((), (), (whole, whole), (whole, whole)))
+    return doubled_midranks(values_TF, (whole,))
 
 
 @pytest.mark.parametrize(("concepts", "topics"), [(171, 6), (57, 8), (171, 10)])
@@ -130,7 +130,7 @@ def test_far_tails_keep_their_relative_precision(concepts: int, topics: int) -> 
 
 def test_bulk_and_direct_convolution_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     found, rng = small_layout(((5,) * 4, (5, 4, 5, 4), (5,), (3, 5, 5))), np.random.default_rng(6)
-    ranks = doubled_midranks(tied_values(found, 30, rng), found)
+    ranks = doubled_midranks(tied_values(found, 30, rng), found.panels)
     for whole in found.panels:
         bulk = all_p(ranks, whole)
         monkeypatch.setattr("sae_emotions.label.exact.DIRECT", 2.0)

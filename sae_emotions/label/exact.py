@@ -3,11 +3,11 @@
 Shapes: F features, P pairs of a feature and a concept, L values of a doubled midrank from the lowest (2) up.
 
 Null: in every topic the concept's text is any one of the topic's texts, each with the same probability, topics
-independent. The statistic is the sum over topics of the midrank (the larger topic weighs more where topics differ in
-size: a rank among 171 says more than one among 57). Its null distribution is the convolution over topics of the
-distribution of a randomly drawn midrank, ties included; p = P(sum >= observed). It depends on the feature and on the set
-of topics, never on the labels. This is van Elteren's stratified rank sum with one text a stratum, without the normal
-approximation, which fails for sparse features.
+independent. The statistic is the sum over topics of the midrank, so where topics differ in size the larger ones weigh
+more (a topic of 171 texts three times one of 57), unlike in the AUROC; where all have the same size the two agree.
+Its null distribution is the convolution over topics of the distribution of a randomly drawn midrank, ties included;
+p = P(sum >= observed). It depends on the feature and on the set of topics, never on the labels. It is a stratified
+Wilcoxon test with one text a stratum and no normal approximation, which fails for sparse features.
 
 Convolutions of many features go through FFTs, whose error in a tail is about 1e-13 whatever the tail's size. So every p
 below `DIRECT` is computed again by direct convolution: there all terms are positive and the relative error stays near
@@ -63,7 +63,8 @@ def exact_p(
     key_p = feature_P[small].astype(np.int64) * len(whole.groups) + group_P[small]
     for key in np.unique(key_p):
         pairs = small[key_p == key]
-        null = convolved(topic_distributions(ranks_TF, whole, int(key % len(whole.groups)), int(key // len(whole.groups))))
+        feature, group = divmod(int(key), len(whole.groups))
+        null = convolved(topic_distributions(ranks_TF, whole, group, feature))
         p_P[pairs] = np.cumsum(null[::-1])[::-1][at_P[pairs]]
     return np.clip(p_P, 0.0, 1.0)
 

@@ -1,11 +1,10 @@
 """The 95 % interval of one AUROC, by inverting the exact distribution of the summed midrank.
 
-Model: in every topic the concept's text is drawn with a probability proportional to exp(theta x midrank), the same theta
-in all topics; theta = 0 is the null. The summed midrank is sufficient for theta and its distribution is the null
+Model: in every topic the concept's text is drawn with a probability proportional to exp(theta x midrank), the same
+theta in all topics; theta = 0 is the null. The summed midrank is sufficient for theta and its distribution is the null
 distribution times exp(theta x sum), normalised: exact, ties included. The interval holds every theta that neither
-one-sided test at 2.5 % refuses (Clopper and Pearson's construction), and is told as the mean AUROC that its ends imply. It
-is conservative within this family; it is a statement about the concept's texts on topics like these under that family of
-alternatives, not a distribution-free one, and topics are taken as independent.
+one-sided test at 2.5 % refuses (Clopper and Pearson's construction), told as the mean AUROC that its ends imply.
+It is conservative within this family of alternatives; it is not distribution-free, and takes topics as independent.
 """
 
 import numpy as np

@@ -6,24 +6,26 @@ A concept has one text a topic. With midrank r among the topic's n texts, its AU
 Midranks are kept doubled: doubled midranks are whole numbers even where values are tied.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from sae_emotions.label.layout import ABSENT, Layout, Panel
+from sae_emotions.label.layout import ABSENT, Panel
 
 CHUNK = 1024
 """features a pass, so that intermediate arrays stay in megabytes"""
 
 
-def doubled_midranks(values_TF: np.ndarray, found: Layout) -> np.ndarray:
+def doubled_midranks(values_TF: np.ndarray, panels: Sequence[Panel]) -> np.ndarray:
     """Twice the midrank of every text among the texts of its stratum, per feature; 2 is the lowest. (T, F), int16.
 
-    Texts outside `found` have rank 0. Labels play no part, so one table serves every permutation of them.
+    Texts outside `panels` have rank 0. Labels play no part, so one table serves every permutation of them.
     """
     from scipy.stats import rankdata
 
-    largest = max(int(whole.size_S.max()) for whole in found.panels)
+    largest = max(int(whole.size_S.max()) for whole in panels)
     ranks_TF = np.zeros(values_TF.shape, np.int16 if 2 * largest < 2**15 else np.int32)
-    for whole in found.panels:
+    for whole in panels:
         for s in range(len(whole.size_S)):
             rows = stratum_rows(whole, s)
             for start in range(0, values_TF.shape[1], CHUNK):

@@ -1,0 +1,132 @@
+"""Where in the general text a feature fires most: one streaming pass, a top-n a feature, one context a document.
+
+Shapes: N rows of the store, B rows a batch, F features, K candidates, n contexts a feature, W tokens a context.
+Candidates are gathered with their context while their batch is at hand, so nothing is encoded twice but the batch's
+margin. A row enters if it beats its feature's n-th best document so far.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sae_emotions.label.means import BATCH, Encoder, RowStore, encoded
+
+
+class Contexts(NamedTuple):
+    """The strongest contexts, by feature and then by rank."""
+
+    feature_K: np.ndarray
+    rank_K: np.ndarray
+    document_K: np.ndarray
+    position_K: np.ndarray
+    value_K: np.ndarray
+    values_KW: np.ndarray
+    """activation at each token of the context; 0 where the store has no row"""
+    before: int
+    """how many of the W tokens stand before the peak"""
+    density_F: np.ndarray
+    """share of rows in which the feature is active"""
+
+
+class _Found(NamedTuple):
+    feature: np.ndarray
+    row: np.ndarray
+    document: np.ndarray
+    value: np.ndarray
+    values: np.ndarray
+
+
+def top_contexts(
+    rows: RowStore,
+    dictionary: Encoder,
+    n: int,
+    tokens: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Contexts:
+    """The `n` strongest contexts of `tokens` tokens of every feature, and how often it fires."""
+    before = tokens * 2 // 3
+    margin = max(before, tokens - before)
+    count, features = len(rows), dictionary.d_sae
+    fired_F, floor_F = np.zeros(features, np.int64), np.zeros(features, np.float32)
+    none = np.zeros(0, np.int64)
+    best = _Found(none, none, none, np.zeros(0, np.float32), np.zeros((0, tokens), np.float32))
+    for start in range(0, count, BATCH):
+        stop = min(start + BATCH, count)
+        low, high = max(start - margin, 0), min(stop + margin, count)
+        acts_BF = encoded(dictionary, rows.read(np.arange(low, high)))
+        inner_BF = acts_BF[start - low : stop - low]
+        fired_F += (inner_BF > 0).sum(0).cpu().numpy()
+        row_K, feature_K = (inner_BF > torch.from_numpy(floor_F).to(acts_BF.device)).nonzero(as_tuple=True)
+        value_K = inner_BF[row_K, feature_K].cpu().numpy()
+        new = _strongest(feature_K.cpu().numpy(), row_K.cpu().numpy() + start, value_K, rows, n)
+        values_KW = _context(acts_BF, rows, new, (low, high), (before, tokens))
+        best = _merged(best, _Found(*new, values_KW), n)
+        full = _rank(best.feature) == n - 1
+        floor_F[best.feature[full]] = best.value[full]
+        advance(stop - start)
+    return Contexts(
+        feature_K=best.feature,
+        rank_K=_rank(best.feature),
+        document_K=best.document,
+        position_K=rows.position_N[best.row],
+        value_K=best.value,
+        values_KW=best.values,
+        before=before,
+        density_F=fired_F / max(count, 1),
+    )
+
+
+def _rank(feature_K: np.ndarray) -> np.ndarray:
+    """Place of each entry within its feature, for entries sorted by feature."""
+    _, first, count = np.unique(feature_K, return_index=True, return_counts=True)
+    return np.arange(len(feature_K)) - np.repeat(first, count)
+
+
+def _order(feature_K: np.ndarray, document_K: np.ndarray, row_K: np.ndarray, value_K: np.ndarray, n: int) -> np.ndarray:
+    """The entries that stay: each document's strongest (the earliest if tied), then the n strongest documents."""
+    by_document = np.lexsort((row_K, -value_K, document_K, feature_K))
+    pair = np.stack([feature_K[by_document], document_K[by_document]])
+    first = np.ones(len(by_document), bool)
+    first[1:] = (pair[:, 1:] != pair[:, :-1]).any(0)
+    kept = by_document[first]
+    by_value = kept[np.lexsort((row_K[kept], -value_K[kept], feature_K[kept]))]
+    return by_value[_rank(feature_K[by_value]) < n]
+
+
+def _strongest(
+    feature_K: np.ndarray, row_K: np.ndarray, value_K: np.ndarray, rows: RowStore, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    document_K = rows.document_N[row_K].astype(np.int64)
+    kept = _order(feature_K, document_K, row_K, value_K, n)
+    return feature_K[kept], row_K[kept], document_K[kept], value_K[kept]
+
+
+def _merged(old: _Found, new: _Found, n: int) -> _Found:
+    both = _Found(*(np.concatenate(pair) for pair in zip(old, new, strict=True)))
+    kept = _order(both.feature, both.document, both.row, both.value, n)
+    return _Found(*(column[kept] for column in both))
+
+
+def _context(
+    acts_BF: torch.Tensor,
+    rows: RowStore,
+    new: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    span: tuple[int, int],
+    shape: tuple[int, int],
+) -> np.ndarray:
+    """Activations around each candidate, placed by token position. Rows skip positions, so they reach no less far."""
+    feature_K, row_K, document_K, _ = new
+    (low, high), (before, tokens) = span, shape
+    row_KW = row_K[:, None] + np.arange(-before, tokens - before)
+    there_KW = (row_KW >= low) & (row_KW < high)
+    row_KW = np.clip(row_KW, low, high - 1)
+    place_KW = rows.position_N[row_KW] - rows.position_N[row_K][:, None] + before
+    there_KW &= (rows.document_N[row_KW] == document_K[:, None]) & (place_KW >= 0) & (place_KW < tokens)
+    index = torch.from_numpy(row_KW - low).to(acts_BF.device)
+    acts_KW = acts_BF[index, torch.from_numpy(feature_K)[:, None].to(acts_BF.device)].cpu().numpy()
+    values_KW = np.zeros((len(feature_K), tokens), np.float32)
+    k, w = np.nonzero(there_KW)
+    values_KW[k, place_KW[k, w]] = acts_KW[k, w]
+    return values_KW

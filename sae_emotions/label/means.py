@@ -1,0 +1,119 @@
+"""One mean a story: of every feature, and of the residual stream, over the tokens after the opening.
+
+Shapes: N rows of the store, B rows a batch, T texts, F features, D residual width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from sae_emotions.errors import UserError
+
+BATCH = 4096
+
+
+class RowStore(Protocol):
+    """What this room reads of `harvest.rows.Rows`."""
+
+    document_N: np.ndarray
+    position_N: np.ndarray
+    token_N: np.ndarray
+
+    def __len__(self) -> int: ...
+    def read(self, index_N: np.ndarray) -> np.ndarray: ...
+
+
+class Encoder(Protocol):
+    """What this room reads of `dictionary.encode.Dictionary`."""
+
+    @property
+    def d_sae(self) -> int: ...
+    @property
+    def W_dec_FD(self) -> torch.Tensor: ...
+    def features(self, x_BD: torch.Tensor) -> torch.Tensor: ...
+
+
+class StoryMeans(NamedTuple):
+    """Means over a text's tokens from position `skip_tokens` on."""
+
+    acts_TF: np.ndarray
+    """mean activation, float32"""
+    resid_TD: np.ndarray
+    """mean residual stream, float32"""
+    tokens_T: np.ndarray
+    """tokens averaged over; 0 for a text that was not asked for"""
+
+
+def encoded(dictionary: Encoder, x_BD: np.ndarray) -> torch.Tensor:
+    """acts_BF on the dictionary's device, of rows read from a store."""
+    return dictionary.features(torch.from_numpy(x_BD).to(dictionary.W_dec_FD.device))
+
+
+def story_means(
+    rows: RowStore,
+    keys: Sequence[str],
+    dictionary: Encoder,
+    text_ids: Sequence[str],
+    skip_tokens: int,
+    wanted: np.ndarray | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> StoryMeans:
+    """Stream the concept texts' rows through the dictionary and average them per text.
+
+    `keys` names the store's documents in order, `text_ids` the texts in the order of the answer; `wanted` (T, bool)
+    leaves the other texts unread. Raises `UserError` for a text that is not in the store or is too short.
+    """
+    index_N = _wanted_rows(rows, keys, text_ids, skip_tokens, wanted)
+    document_text = _document_text(keys, text_ids)
+    count, width = len(text_ids), rows.read(index_N[:1]).shape[1]
+    acts_TF, resid_TD = np.zeros((count, dictionary.d_sae), np.float32), np.zeros((count, width), np.float32)
+    for start in range(0, len(index_N), BATCH):
+        some = index_N[start : start + BATCH]
+        x_BD = rows.read(some)
+        texts, local = np.unique(document_text[rows.document_N[some]], return_inverse=True)
+        acts_TF[texts] += _summed(encoded(dictionary, x_BD), local, len(texts))
+        resid_TD[texts] += _summed(torch.from_numpy(x_BD), local, len(texts))
+        advance(len(some))
+    tokens_T = np.bincount(document_text[rows.document_N[index_N]], minlength=count)
+    divisor = np.maximum(tokens_T, 1)[:, None].astype(np.float32)
+    return StoryMeans(acts_TF / divisor, resid_TD / divisor, tokens_T)
+
+
+def rows_to_read(
+    rows: RowStore, keys: Sequence[str], text_ids: Sequence[str], skip_tokens: int, wanted: np.ndarray | None = None
+) -> int:
+    """How many rows `story_means` will read."""
+    return len(_wanted_rows(rows, keys, text_ids, skip_tokens, wanted))
+
+
+def _document_text(keys: Sequence[str], text_ids: Sequence[str]) -> np.ndarray:
+    number = {name: i for i, name in enumerate(text_ids)}
+    return np.array([number.get(key, -1) for key in keys], np.int64)
+
+
+def _wanted_rows(
+    rows: RowStore, keys: Sequence[str], text_ids: Sequence[str], skip_tokens: int, wanted: np.ndarray | None
+) -> np.ndarray:
+    document_text = _document_text(keys, text_ids)
+    read_T = np.ones(len(text_ids), bool) if wanted is None else wanted
+    lacking = np.flatnonzero(read_T & ~np.isin(np.arange(len(text_ids)), document_text))
+    if len(lacking):
+        raise UserError(f"The harvested concept texts lack '{text_ids[lacking[0]]}'; harvest this concept set again.")
+    text_N = document_text[rows.document_N]
+    keep_N = (text_N >= 0) & (rows.position_N >= skip_tokens)
+    keep_N &= read_T[text_N]
+    short = np.flatnonzero(read_T & (np.bincount(text_N[keep_N], minlength=len(text_ids)) == 0))
+    if len(short):
+        raise UserError(
+            f"The concept text '{text_ids[short[0]]}' has no token after the first {skip_tokens}; "
+            "lengthen it or lower label.skip_tokens."
+        )
+    return np.flatnonzero(keep_N)
+
+
+def _summed(values_BX: torch.Tensor, local: np.ndarray, count: int) -> np.ndarray:
+    total = torch.zeros(count, values_BX.shape[1], device=values_BX.device)
+    total.index_add_(0, torch.from_numpy(local.reshape(-1)).to(values_BX.device), values_BX)
+    return total.cpu().numpy()
