@@ -11,15 +11,16 @@ uses, is known because it was put there. How it works:
   little: they are the controls. Topic words and the second register's style words follow no concept.
 * The SAE has one latent a direction, with decoder norms from 0.5 to 2, in shuffled order, and some dead latents.
 
-| kind           | cue words in                    | carried to the output          | what must come out          |
-|----------------|---------------------------------|--------------------------------|-----------------------------|
-| causal         | every text of the concept       | the feature's direction        | labelled, causal            |
-| bystander      | every text of the concept       | another one that the SAE lacks | labelled, not shown         |
-| unread         | every text of the concept       | nothing                        | labelled, never causal      |
-| first_only     | those of the first register     | nothing                        | `first only`                |
-| second_only    | those of the second register    | nothing                        | `second only`               |
-| selection_only | those of the selection topics   | nothing                        | screened, but not confirmed |
-| silent         | none                            | nothing                        | no feature                  |
+| kind           | cue words in                         | carried to the output          | what must come out          |
+|----------------|--------------------------------------|--------------------------------|-----------------------------|
+| causal         | every text of the concept            | the feature's direction        | labelled, causal            |
+| bystander      | every text of the concept            | another one that the SAE lacks | labelled, not shown         |
+| unread         | every text of the concept            | nothing                        | labelled, not testable      |
+| first_only     | all but held-out second-register ones | nothing                       | `first only`                |
+| second_only    | all but held-out first-register ones | nothing                        | `second only`               |
+| selection_only | those of the selection topics        | nothing                        | screened, but not confirmed |
+| register_bound | those of the first register          | nothing                        | not even screened           |
+| silent         | none                                 | nothing                        | no feature                  |
 
 One text in four also holds one cue of another concept. Shapes: V words, D residual width, F latents.
 """
@@ -67,9 +68,11 @@ class Truth(NamedTuple):
     not_shown: frozenset[int]
     """These must have the verdict not shown."""
     status: dict[int, str]
-    """Latents with evidence in one register alone, and what they must be called."""
+    """Latents that pass the screen and hold in one register's held-out topics alone, and what they must be called."""
     selection_only: frozenset[int]
     """These survive the screen and must fail the confirmation."""
+    unscreened: frozenset[int]
+    """These read their concept in one register alone, and must not survive the screen."""
     controls: frozenset[int]
     """Latents of the distractors: never labelled, active in every text."""
     dead: frozenset[int]
@@ -229,6 +232,7 @@ def truth() -> Truth:
         not_shown=frozenset(of("bystander")),
         status=dict.fromkeys(of("first_only"), f"{FIRST} only") | dict.fromkeys(of("second_only"), f"{SECOND} only"),
         selection_only=frozenset(of("selection_only")),
+        unscreened=frozenset(of("register_bound")),
         controls=frozenset(i for name, i in number.items() if name.startswith("distractor ")),
         dead=frozenset(i for name, i in number.items() if name.startswith("dead ")),
     )

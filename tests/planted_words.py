@@ -21,7 +21,8 @@ KINDS = {
     "first_only": ("nephrite", "onyx"),
     "second_only": ("pearl", "quartzite"),
     "selection_only": ("ruby", "slate"),
-    "silent": ("topaz", "ulexite", "variscite", "wulfenite"),
+    "register_bound": ("topaz", "ulexite"),
+    "silent": ("variscite", "wulfenite"),
 }
 CONCEPTS = tuple(sorted(name for names in KINDS.values() for name in names))
 CUED = tuple(name for name in CONCEPTS if name not in KINDS["silent"])
@@ -99,10 +100,12 @@ def _is_cued(concept: str, cell: str, split: str) -> bool:
     match kind_of(concept):
         case "silent":
             return False
-        case "first_only":
+        case "register_bound":
             return cell == FIRST
+        case "first_only":
+            return split == "selection" or cell == FIRST
         case "second_only":
-            return cell != FIRST
+            return split == "selection" or cell != FIRST
         case "selection_only":
             return split == "selection"
     return True

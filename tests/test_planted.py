@@ -142,7 +142,8 @@ def test_the_truth_is_complete() -> None:
     truth = p.truth()
     assert len(truth.labelled) == 14
     assert set(truth.feature) == set(CONCEPTS) - set(KINDS["silent"])
-    assert not truth.controls & (set(truth.labelled) | set(truth.status) | truth.selection_only | truth.dead)
+    parts = [set(truth.labelled), set(truth.status), truth.selection_only, truth.unscreened, truth.controls, truth.dead]
+    assert sum(map(len, parts)) == len(set().union(*parts))
     assert len(p.latents()) == len(truth.feature) + p.DISTRACTORS + p.TOPIC_FEATURES + 1 + p.DEAD
     split = {text.topic: text.split for text in texts()}
     assert sum(s == "selection" for s in split.values()) == 20
