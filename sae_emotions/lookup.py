@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from sae_emotions.lookup_rows import decoder_row
 from sae_emotions.lookup_shapes import Example, LogitLens, Reading
@@ -102,7 +103,7 @@ class Feature:
     def scores(self) -> list[Row]:
         """Its rows of scores.parquet: AUROC, interval and exact p by concept, cell and split."""
         table = self.run._folder.table(f"labels/{self.dictionary}/scores.parquet")
-        found = table.take(np.flatnonzero(table["feature"].to_numpy() == self.number))
+        found = table.filter(pc.equal(table["feature"], self.number))
         return [{k: v for k, v in one.items() if k != "feature"} for one in rows(found)]
 
     @property

@@ -144,7 +144,8 @@ def _lens(feature: Row, width: int) -> str:
     for side, title in (("top", "raises"), ("bottom", "lowers")):
         tokens = [repr(token)[1:-1].strip() or repr(token) for token in feature[f"{side}_tokens"] or []]
         if tokens:
-            lines.append(textwrap.shorten(f"{title}  {' · '.join(tokens)}", width, placeholder=" …"))
+            line = f"{title}  {' · '.join(tokens)}"
+            lines.append(line if len(line) <= width else line[: width - 1] + "…")
     return "Logit lens\n" + "\n".join(lines) if lines else ""
 
 
