@@ -38,7 +38,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "'$(PYTHON)' is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "'$(PYTHON)' cannot make environments; install its venv package (Debian: apt install python3-venv)" >&2; exit 2; }
-	@test -x .venv/bin/python || { echo "Making the environment .venv"; $(PYTHON) -m venv .venv; }
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || { \
+	  echo "Making the environment .venv (the first time takes some minutes)"; $(PYTHON) -m venv --clear .venv; }
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e '.[test]'
 	@touch $(STAMP)
 
