@@ -125,7 +125,7 @@ def _noted(curve: dict[str, list[float]], trainer: Any, output: Any) -> dict[str
         values = {
             "step": trainer.n_training_steps,
             "rows": trainer.n_training_samples,
-            "loss": float(output.loss),
+            "loss": output.loss.item(),
             "fvu": float((x_BD - y_BD).pow(2).sum()) / max(variance, 1e-30),
             "l0": active / len(x_BD),
             "dead": float(trainer.dead_neurons.float().mean()),
