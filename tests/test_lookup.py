@@ -85,11 +85,9 @@ def test_dictionaries(run, folder):
     assert run.feature(3).dictionary == FIRST
     assert run.feature(3, dictionary=SECOND).dictionary == SECOND
     assert run.feature(3, dictionary=SECOND).verdict is None
-    for call in (run.find, run.feature, run.concepts, run.search, run.cells):
+    for call, what in ((run.find, ["afraid"]), (run.feature, [3]), (run.concepts, []), (run.search, ["x"])):
         with pytest.raises(UserError, match=f"it has {FIRST}, {SECOND}"):
-            call(
-                *(["afraid"] if call in (run.find, run.search) else [3] if call == run.feature else []), dictionary="no"
-            )
+            call(*what, dictionary="no")
     assert run.cells() == CELLS
 
 
@@ -97,11 +95,11 @@ def test_a_feature_knows_itself(run, folder):
     one = run.feature(3)
     assert one.label == one.concept == "afraid" and one.status == "labelled"
     assert one.logit_lens.top[0] == (" afra", 4.0) and one.logit_lens.bottom[-1] == (" </td>", -1.0)
-    assert {(s["cell"], s["split"]) for s in one.scores} == {
-        ("plain", "selection"), ("plain", "held_out"), ("literary", "selection"), ("literary", "held_out"), ("crossed", "held_out"),
-    }  # fmt: skip
+    splits = [(cell, split) for cell in CELLS for split in ("selection", "held_out")]
+    assert [(s["cell"], s["split"]) for s in one.scores] == [s for s in splits if s != ("crossed", "selection")]
     assert one.causal["z"] == -9.0
-    assert [(e.rank, e.value, e.text) for e in one.examples()][0] == (0, 8.0, "It was afraid <b>\n")
+    first = one.examples()[0]
+    assert (first.rank, first.value, first.text) == (0, 8.0, "It was afraid <b>\n")
     assert "3" in repr(one) and "afraid" in repr(one)
     weights = load_file(folder / "dictionaries" / FIRST / "sae_weights.safetensors")["W_dec"]
     assert np.array_equal(one.direction, weights[3])
@@ -163,9 +161,15 @@ def test_the_find_table_shows_rank_q_and_verdict(run):
 def test_the_card_has_everything(run):
     card = run.show(3)
     for part in (
-        "Feature 3 of", "labelled afraid (Fear and Overwhelm)", "literary", "q 2e-05", "causal (q below .05)", "-0.180 nats",
-        "z -9.0", "raises  afra · afraid · ly", "8.00  It was [afraid] [<b>]↵",
-    ):  # fmt: skip
+        "Feature 3 of",
+        "labelled afraid (Fear and Overwhelm)",
+        "literary",
+        "q 2e-05",
+        "causal (q below .05)",
+        "-0.180 nats, z -9.0",
+        "raises  afra · afraid · ly",
+        "8.00  It was [afraid] [<b>]↵",
+    ):
         assert part in card
     assert "not testable (it fires in 4 texts)" in run.show(UNTESTABLE)
     assert "evidence for" in run.show(PLAIN_ONLY) and "plain only" in run.show(PLAIN_ONLY)
@@ -220,7 +224,7 @@ def test_missing_and_broken_folders(tmp_path):
 def test_looking_up_loads_no_model(folder):
     code = (
         "import sys, sae_emotions as s; r = s.open(sys.argv[1]); r.find('afraid'); r.show(3); r.feature(3).direction;"
-        "print(sorted({'torch', 'transformers', 'sae_lens', 'pandas', 'sklearn', 'matplotlib', 'fastapi'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'sae_lens', 'sklearn', 'matplotlib', 'fastapi'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True, env=os.environ
