@@ -1,0 +1,138 @@
+"""What a report draws on: everything a run folder says about itself, read once. Stages that were not run are None."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sae_emotions.config import RunConfig
+from sae_emotions.lookup import Run
+from sae_emotions.lookup_tables import Row, cells_of, rows
+
+Z_KINDS = ("feature", "control", "random", "dense")
+
+
+class Labels(NamedTuple):
+    """What the label stage found."""
+
+    cells: tuple[str, ...]
+    features: int
+    """features of the dictionary"""
+    screened: int
+    labelled: list[Row]
+    """rows of features.parquet with a label, best held-out AUROC first"""
+    one_register: dict[str, int]
+    """status -> features with evidence in one register alone"""
+    concepts: list[Row]
+    """rows of concepts.parquet, best held-out AUROC first, each with the verdict on its feature"""
+    null: Row
+    rule: list[str]
+    summary: Row
+
+
+class Causal(NamedTuple):
+    """What the causal stage found."""
+
+    verdicts: list[Row]
+    """rows of verdicts.parquet, strongest effect (lowest z) first, untested ones last"""
+    z: dict[str, list[float]]
+    """kind of intervention -> z; of the controls, the held-back half alone"""
+    rule: list[str]
+    summary: Row
+
+
+class Found(NamedTuple):
+    """One dictionary."""
+
+    name: str
+    block: int
+    quality: Row
+    training: pa.Table | None
+    labels: Labels | None
+    causal: Causal | None
+
+
+class Findings(NamedTuple):
+    """A whole run."""
+
+    config: RunConfig
+    info: Row
+    """run.json"""
+    tokens: int | None
+    """tokens of the general text"""
+    dictionaries: tuple[Found, ...]
+
+
+def gather(config: RunConfig, path: Path) -> Findings:
+    """Read a run folder. Raises `UserError` where it is none, or a table is damaged."""
+    run = Run(path)
+    folder = run._folder
+    plan = "activations/text/plan.json"
+    tokens = folder.json(plan)["tokens"] if folder.has(plan) else None
+    found = []
+    for dictionary in config.dictionaries:
+        name = dictionary.name
+        quality, training = f"dictionaries/{name}/quality.json", f"dictionaries/{name}/training.parquet"
+        labels = _labels(run, name) if folder.has(f"labels/{name}/concepts.parquet") else None
+        found.append(
+            Found(
+                name,
+                dictionary.block,
+                folder.json(quality) if folder.has(quality) else {},
+                folder.table(training) if folder.has(training) else None,
+                labels,
+                _causal(run, name) if labels and folder.has(f"causal/{name}/verdicts.parquet") else None,
+            )
+        )
+    return Findings(config, run.info, tokens, tuple(found))
+
+
+def _labels(run: Run, name: str) -> Labels:
+    folder = run._folder
+    features = folder.table(f"labels/{name}/features.parquet")
+    statuses = {status: n for status, n in _counts(features["status"]).items() if status.endswith(" only")}
+    return Labels(
+        cells_of(folder.table(f"labels/{name}/concepts.parquet")),
+        len(features),
+        pc.sum(features["screened"]).as_py() or 0,
+        _best_first(rows(features.filter(features["label"].is_valid()))),
+        statuses,
+        _best_first(run.concepts(name)),
+        _json(run, f"labels/{name}/null.json"),
+        _sentences(_json(run, f"labels/{name}/rule.json").get("rule")),
+        _json(run, f"labels/{name}/summary.json"),
+    )
+
+
+def _causal(run: Run, name: str) -> Causal:
+    verdicts = rows(run._folder.table(f"causal/{name}/verdicts.parquet"))
+    effects = run._folder.table(f"causal/{name}/effects.parquet").select(["kind", "half", "z"]).to_pylist()
+    z = {
+        kind: [
+            one["z"]
+            for one in effects
+            if one["kind"] == kind and one["half"] != "reference" and one["z"] is not None and one["z"] == one["z"]
+        ]
+        for kind in Z_KINDS
+    }
+    summary = _json(run, f"causal/{name}/summary.json")
+    by_z = sorted(verdicts, key=lambda one: (one["z"] is None, one["z"] or 0.0, one["feature"]))
+    return Causal(by_z, z, _sentences(summary.get("rule")), summary)
+
+
+def _json(run: Run, name: str) -> Row:
+    found: Row = run._folder.json(name) if run._folder.has(name) else {}
+    return found
+
+
+def _best_first(found: list[Row]) -> list[Row]:
+    return sorted(found, key=lambda one: (-(one["auroc_held_out"] or 0.0), one["feature"] or 0))
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()}
+
+
+def _sentences(rule: Any) -> list[str]:
+    return [rule] if isinstance(rule, str) else [str(one) for one in rule or []]

@@ -1,0 +1,205 @@
+"""The page's sections, top to bottom."""
+
+import json
+
+import yaml
+
+from sae_emotions.lookup import Run
+from sae_emotions.lookup_tables import Row
+from sae_emotions.lookup_text import number, p_value
+from sae_emotions.report import html, plots, story
+from sae_emotions.report.findings import Causal, Findings, Found, Labels
+from sae_emotions.report.summary import causal_numbers, label_numbers, mean
+
+OPEN_CARDS, CONTEXTS, TOKENS = 8, 4, 8
+
+
+def head(found: Findings) -> str:
+    """Title, the run in short, the large numbers, and where to go."""
+    stored = (found.info.get("model") or {}).get("stored")
+    kicker = f"{found.config.model.source}" + (f" · weights stored as {stored}" if stored else "")
+    links = "".join(f'<li><a href="#{one.name}">{html.escaped(one.name)}</a></li>' for one in found.dictionaries)
+    return (
+        f"<header><h1>{html.escaped(found.config.name)}</h1>{html.paragraphs([kicker], 'kicker')}"
+        f"{html.paragraphs(story.in_short(found), 'lead')}{html.tiles(_tiles(found))}"
+        f'<nav aria-label="Sections"><ul>{links}<li><a href="#provenance">Provenance</a></li></ul></nav></header>'
+    )
+
+
+def _tiles(found: Findings) -> list[tuple[str, str]]:
+    items = [(f"{found.tokens:,}", "tokens of general text")] if found.tokens else []
+    first = next((one for one in found.dictionaries if one.labels), None)
+    if first and first.labels:
+        numbers, concepts = label_numbers(first.labels), len(first.labels.concepts)
+        permuted = f"labelled features; {number(numbers['null_features'], 2)} with permuted labels"
+        items += [(f"{numbers['features']:,}", permuted)]
+        items += [(f"{numbers['confirmed_concepts']:,}", f"of {concepts} concepts confirmed on held-out topics")]
+        items += [(number(numbers[f"auroc_{c}"]), f"mean held-out AUROC, {c}") for c in first.labels.cells]
+    if first and first.causal:
+        done = causal_numbers(first.causal)
+        items += [(f"{done['confirmed']:,}", f"causal of {done['tested']:,} tested features")]
+    return items
+
+
+def dictionary(one: Found, run: Run) -> str:
+    """Everything about one dictionary."""
+    parts = [f'<h2 id="{one.name}">{html.escaped(one.name)}</h2>', html.paragraphs(story.dictionary(one))]
+    if one.training is not None and len(one.training) > 1:
+        caption = "Each step's batch while training. The first steps lie above the picture."
+        label = "Training curves: loss, variance unexplained and share of dead latents against rows seen."
+        parts.append(html.figure(plots.training(one.training), f"{one.name}-t-", label, caption))
+    if one.labels:
+        parts += [_labels(one.labels, one.name), _comparison(one.labels, one.name), _concepts(one.labels)]
+    else:
+        parts.append("<p>It is not labelled yet.</p>")
+    if one.causal:
+        parts.append(_causal(one.causal, one.name))
+    elif one.labels:
+        parts.append("<h3>Causal test</h3><p>The causal stage was not run for this dictionary.</p>")
+    if one.labels and one.labels.labelled:
+        parts.append(_cards(one, run))
+    if one.labels and one.labels.rule:
+        parts.append(html.folded("The labelling rule", html.bullets(one.labels.rule)))
+    if one.causal and one.causal.rule:
+        parts.append(html.folded("The causal rule", html.bullets(one.causal.rule)))
+    return "".join(parts)
+
+
+def _labels(labels: Labels, name: str) -> str:
+    numbers = label_numbers(labels)
+    label = (
+        f"{numbers['features']} labelled features and {numbers['confirmed_concepts']} confirmed concepts; permuted labels "
+        f"give {number(numbers['null_features'], 2)} and {number(numbers['null_confirmed_concepts'], 2)} on average."
+    )
+    caption = "Left: how well the chosen features read their concepts. Right: what the whole rule finds in permuted labels."
+    return (
+        "<h3>Labels, against permuted labels</h3>"
+        + html.paragraphs(story.labels(labels))
+        + html.figure(plots.null(labels), f"{name}-n-", label, caption)
+    )
+
+
+def _comparison(labels: Labels, name: str) -> str:
+    lines = story.comparison(labels)
+    caption = "Every method read the same held-out texts. Dashed line: chance."
+    return (
+        "<h3>Beside simpler methods</h3>"
+        + html.paragraphs(lines)
+        + html.figure(plots.baselines(labels), f"{name}-b-", " ".join(lines), caption)
+    )
+
+
+def _concepts(labels: Labels) -> str:
+    header = ["concept", "family", "feature", "AUROC", *labels.cells, "dense", "TF-IDF", "q", "confirmed", "causal"]
+    body = []
+    for one in labels.concepts:
+        averages = [mean(one[f"{kind}_{cell}"] for cell in labels.cells) for kind in ("dense", "tfidf")]
+        body.append(
+            [
+                html.escaped(one["concept"]),
+                html.escaped(one["family"] or "–"),
+                html.escaped(one["feature"] if one["feature"] is not None else "–"),
+                number(one["auroc_held_out"]),
+                *(number(one[f"auroc_{cell}"]) for cell in labels.cells),
+                *map(number, averages),
+                p_value(one["q"]),
+                "yes" if one["confirmed"] else "no",
+                html.verdict(one["verdict"]),
+            ]
+        )
+    caption = (
+        f"All {len(labels.concepts)} concepts with the one feature chosen for each on the selection texts. AUROC is held out: "
+        "the mean over cells, then each cell; dense and TF-IDF are means over cells. The verdict is that of the feature, for "
+        "the concept it is labelled with."
+    )
+    last = len(header) - 1
+    weak = (not one["confirmed"] for one in labels.concepts)
+    return "<h3>Concepts</h3>" + html.table(caption, header, body, frozenset({0, 1, last - 1, last}), weak)
+
+
+def _causal(causal: Causal, name: str) -> str:
+    lines = story.causal(causal)
+    figure = ""
+    if any(one["z"] is not None for one in causal.verdicts):
+        caption = (
+            "Above: the removal's effect on the concept's own word, for labelled features and for held-back controls matched "
+            "on the same texts and positions. Below: the strongest features by name and number."
+        )
+        figure = html.figure(plots.effects(causal), f"{name}-c-", " ".join(lines), caption)
+    header = ["feature", "label", "verdict", "texts", "effect", "z", "q", "own word's rank", "KL", "reason"]
+    body = [
+        [
+            str(one["feature"]),
+            html.escaped(one["concept"]),
+            html.verdict(one["verdict"]),
+            number(one["texts"], 0),
+            "–" if one["effect"] is None else f"{one['effect']:+.3f}",
+            number(one["z"], 1),
+            p_value(one["q"]),
+            number(one["rank"], 0),
+            number(one["kl"], 4) + (" !" if one["kl_flag"] else ""),
+            html.escaped(one["reason"] or ""),
+        ]
+        for one in causal.verdicts
+    ]
+    caption = (
+        "All labelled features, strongest effect first. Effect: change of the word's log-probability in nats, less that of "
+        "words outside its family. KL: nats a token on neutral text; ! marks more than 95 % of the controls have."
+    )
+    rest = html.table(caption, header, body, frozenset({0, 1, 2, 9}))
+    return "<h3>Causal test</h3>" + html.paragraphs(lines) + figure + rest
+
+
+def _cards(one: Found, run: Run) -> str:
+    assert one.labels is not None
+    verdicts = {v["feature"]: v for v in one.causal.verdicts} if one.causal else {}
+    cards = [_card(row, one, run, verdicts.get(row["feature"])) for row in one.labels.labelled]
+    shown = f'<h3>Labelled features</h3><div class="cards">{"".join(cards[:OPEN_CARDS])}</div>'
+    rest = cards[OPEN_CARDS:]
+    if rest:
+        title = f"{len(rest)} more labelled features"
+        shown += html.folded(title, f'<div class="cards">{"".join(rest)}</div>')
+    return shown
+
+
+def _card(row: Row, one: Found, run: Run, tested: Row | None) -> str:
+    assert one.labels is not None
+    cells = ", ".join(f"{cell} {number(row[f'auroc_{cell}'])}" for cell in one.labels.cells)
+    facts = f"held-out AUROC {number(row['auroc_held_out'])} ({cells}) · q {p_value(row['q'])}"
+    facts += f" · active in {100 * (row['density'] or 0):.2f} % of tokens"
+    if tested and tested["effect"] is not None:
+        facts += f" · {tested['effect']:+.3f} nats, z {number(tested['z'], 1)}"
+    mark = f" {html.verdict(tested['verdict'])}" if tested else ""
+    lines = []
+    for example in run.feature(row["feature"], one.name).examples()[:CONTEXTS]:
+        lines.append(f"<li><b>{example.value:.2f}</b><span>{html.context(example.tokens, example.values)}</span></li>")
+    lens = [_lens(name, row[f"{side}_tokens"]) for side, name in (("top", "raises"), ("bottom", "lowers"))]
+    return (
+        f'<article class="card"><h4>{html.escaped(row["label"])} · feature {row["feature"]}{mark}</h4>'
+        f'<p class="facts">{html.escaped(facts)}</p>{"".join(lens)}<ol>{"".join(lines)}</ol></article>'
+    )
+
+
+def _lens(name: str, tokens: list[str] | None) -> str:
+    if not tokens:
+        return ""
+    shown = " ".join(f"<code>{html.escaped(repr(token)[1:-1])}</code>" for token in tokens[:TOKENS])
+    return f'<p class="lens">{name} {shown}</p>'
+
+
+def provenance(found: Findings) -> str:
+    """Model, versions, seconds and the whole config."""
+    model = found.info.get("model") or {}
+    items: list[tuple[str, object]] = [("config sha256", found.info["config_hash"]), ("seed", found.config.seed)]
+    items += [(f"model {key}", value if not isinstance(value, float) else f"{value:g}") for key, value in model.items()]
+    items += [(name, version) for name, version in found.info["versions"].items()]
+    stages = ((key, f"{one['seconds']:,.1f} s") for key, one in found.info["stages"].items() if key != "report")
+    config = yaml.safe_dump(json.loads(found.config.model_dump_json()), sort_keys=False, allow_unicode=True)
+    return (
+        '<h2 id="provenance">Provenance</h2>'
+        + html.paragraphs(story.overview(found))
+        + html.definitions(items)
+        + "<h3>Time spent</h3>"
+        + html.definitions(stages)
+        + html.folded("The whole config", f"<pre>{html.escaped(config)}</pre>")
+    )

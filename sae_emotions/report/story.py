@@ -1,0 +1,184 @@
+"""The story of a run in plain sentences: what was read, what was found, and where something simpler does better."""
+
+from collections.abc import Sequence
+
+from sae_emotions.report.findings import Causal, Findings, Found, Labels
+from sae_emotions.report.summary import causal_numbers, label_numbers, mean
+
+NAMES = {"dense": "the dense vector (difference of means)", "tfidf": "a bag of words (TF-IDF)"}
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """`1 feature`, `2 features`, `no features`."""
+    return f"{number or 'no'} {one}" if number == 1 else f"{number or 'no'} {many or one + 's'}".replace(
+        f"{number} ", f"{number:,} ", 1
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def overview(found: Findings) -> list[str]:
+    """What was read, with which model."""
+    model = found.info.get("model") or {}
+    facts = [f"{model['parameters'] / 1e6:,.0f} million parameters"] if model.get("parameters") else []
+    facts += [f"{model['blocks']} blocks"] if model.get("blocks") else []
+    about = f" ({', '.join(facts)})" if facts else ""
+    tokens = f"{found.tokens:,} tokens of general text" if found.tokens else "a general text"
+    blocks = [str(block) for block in sorted(found.config.harvest.blocks)]
+    where = f"after block {blocks[0]}" if len(blocks) == 1 else f"after blocks {listed(blocks)}"
+    lines = [
+        f"{found.config.model.source}{about} read {tokens} and the texts of the concept set; its residual stream was "
+        f"kept {where}, token by token."
+    ]
+    if model.get("stored") and "bit" in str(model["stored"]):
+        lines.append(f"The model's weights were stored as {model['stored']}; they were fully dequantised before reading.")
+    if found.config.note:
+        lines.append(f"Note: {found.config.note}")
+    return lines
+
+
+def dictionary(one: Found) -> list[str]:
+    """How good the dictionary is."""
+    quality = one.quality
+    if not quality:
+        return [f"The dictionary {one.name} is not there yet."]
+    made = "was loaded, not trained here" if quality.get("pretrained") else "was trained here"
+    lines = [
+        f"A {quality.get('architecture') or 'sparse'} dictionary of {quality['d_sae']:,} features for block {one.block} "
+        f"{made}."
+    ]
+    facts = []
+    if quality.get("l0") is not None:
+        facts.append(f"spells a token with {quality['l0']:.1f} active features on average")
+    if quality.get("fvu") is not None:
+        facts.append(f"leaves {quality['fvu']:.1%} of the variance unexplained")
+    if quality.get("ce_recovered") is not None:
+        facts.append(
+            f"keeps {quality['ce_recovered']:.1%} of what the block tells the rest of the model (cross-entropy recovered "
+            "when it is spliced in)"
+        )
+    if facts:
+        lines.append(f"On held-out text it {listed(facts)}.")
+    if quality.get("dead") is not None:
+        share = f"{quality['dead']:.1%} of its" if quality["dead"] else "none of its"
+        lines.append(f"At the end of training {share} features were dead.")
+    return lines
+
+
+def labels(found: Labels) -> list[str]:
+    """What was labelled, against the null."""
+    numbers = label_numbers(found)
+    lines = [
+        f"{found.screened:,} of {found.features:,} features pass the screen on the selection texts in both registers. On "
+        f"topics that had been held out, {count(numbers['features'], 'feature')} of these hold: they are labelled, with "
+        f"{count(numbers['concepts'], 'concept')}."
+    ]
+    if found.one_register:
+        parts = [f"{number:,} {status}" for status, number in sorted(found.one_register.items())]
+        lines.append(f"Evidence in one register alone is no label: {listed(parts)}.")
+    lines.append(
+        f"For each of the {len(found.concepts)} concepts one feature was chosen on the selection texts; "
+        f"{count(numbers['confirmed_concepts'], 'concept is', 'concepts are')} confirmed on held-out topics, "
+        f"{count(len(found.concepts) - numbers['confirmed_concepts'], 'is', 'are')} not."
+    )
+    if found.null:
+        permuted = found.null.get("labelled_features") or []
+        most = f", {max(permuted)} at most" if permuted else ""
+        lines.append(
+            f"The same rule was applied to {found.null.get('permutations', len(permuted))} permutations of the labels "
+            f"within topics. It labels {numbers['null_features']:.2f} features on average there{most}, against "
+            f"{numbers['features']:,} with the real labels."
+        )
+    return lines
+
+
+def comparison(found: Labels) -> list[str]:
+    """Single features beside the baselines, cell by cell; a baseline that wins is said to win."""
+    numbers = label_numbers(found)
+    shown = [f"{numbers[f'auroc_{c}']:.3f} in {c}" for c in found.cells if numbers[f"auroc_{c}"] is not None]
+    lines = []
+    if shown:
+        lines.append(
+            f"The feature chosen for a concept tells its texts from the others of the same topic with a mean held-out AUROC "
+            f"of {listed(shown)} (0.5 is chance; all concepts count, confirmed or not)."
+        )
+    for baseline, name in NAMES.items():
+        pairs = [(c, numbers[f"{baseline}_auroc_{c}"], numbers[f"auroc_{c}"]) for c in found.cells]
+        known = [(c, theirs, ours) for c, theirs, ours in pairs if theirs is not None and ours is not None]
+        if not known:
+            continue
+        values = listed([f"{theirs:.3f} in {c}" for c, theirs, _ in known])
+        worse = [c for c, theirs, ours in known if theirs > ours]
+        better = [c for c, theirs, ours in known if theirs <= ours]
+        if not worse:
+            verdict = "the single feature is at least as good everywhere"
+        elif not better:
+            verdict = "it does better than the single feature everywhere"
+        else:
+            verdict = f"it does better than the single feature in {listed(worse)}, and no better in {listed(better)}"
+        lines.append(f"On the same texts {name} reaches {values}: {verdict}.")
+    return lines
+
+
+def causal(found: Causal) -> list[str]:
+    """What removing the features does, against controls."""
+    numbers = causal_numbers(found)
+    total = numbers["tested"] + numbers["not_testable"]
+    lines = [
+        f"Each of the {count(total, 'labelled feature')} was to be removed from held-out texts in which it fires, and the "
+        f"concept's own word read out; {numbers['tested']:,} could be tested, {numbers['not_testable']:,} could not."
+    ]
+    if not numbers["tested"]:
+        return lines
+    judged, passed = numbers["controls_tested"], numbers["controls_confirmed"]
+    same = ""
+    if passed is not None and judged:
+        same = f" By the same rule {passed:,} of {judged:,} matched controls would be ({passed / judged:.1%})."
+    lines.append(
+        f"{count(numbers['confirmed'], 'feature is', 'features are')} causal: the word becomes less likely than removing "
+        f"matched unlabelled features makes it.{same}"
+    )
+    strongest = [one for one in found.verdicts if one["verdict"] == "causal"][:4]
+    if strongest:
+        parts = [f"{one['concept']} ({one['effect']:+.2f} nats, z {one['z']:.1f})" for one in strongest]
+        lines.append(f"The strongest: {listed(parts)}.")
+    rest = numbers["tested"] - numbers["confirmed"]
+    if rest:
+        lines.append(
+            f"For {count(rest, 'tested feature')} no effect was shown: they read the concept, but whether the model's word "
+            "depends on them is open."
+        )
+    flagged = sum(bool(one["kl_flag"]) for one in found.verdicts)
+    if flagged:
+        lines.append(f"{count(flagged, 'feature disturbs', 'features disturb')} neutral text more than 95 % of the controls do.")
+    return lines
+
+
+def in_short(found: Findings) -> list[str]:
+    """The three sentences that a hurried reader takes along: of the first labelled dictionary."""
+    first = next((one for one in found.dictionaries if one.labels), None)
+    if first is None or first.labels is None:
+        return ["No dictionary of this run is labelled yet."]
+    numbers = label_numbers(first.labels)
+    lines = [
+        f"{count(numbers['features'], 'feature')} of {first.name} read one of {count(numbers['concepts'], 'concept')} on "
+        f"topics never used to choose them; permuted labels give {numbers['null_features'] or 0:.2f}."
+    ]
+    ours = mean(numbers[f"auroc_{c}"] for c in first.labels.cells)
+    dense = mean(numbers[f"dense_auroc_{c}"] for c in first.labels.cells)
+    if ours is not None and dense is not None:
+        word = "below" if ours < dense else "not below"
+        lines.append(
+            f"A single feature reads its concept with a mean held-out AUROC of {ours:.3f}, {word} the {dense:.3f} of a dense vector "
+            "made from the same texts."
+        )
+    if first.causal:
+        done = causal_numbers(first.causal)
+        lines.append(
+            f"{done['confirmed']:,} of {count(done['tested'], 'tested feature')} also change what the model says when removed, "
+            "beyond matched controls."
+        )
+    return lines
