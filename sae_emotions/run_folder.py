@@ -46,7 +46,7 @@ def check(run: Path, config: RunConfig) -> None:
     """
     if (run / "run.json").is_file():
         held = read_run(run)
-        if held["config_hash"] != config_hash(config):
+        if held["config_hash"] != config_hash(config) and _holds_something(run, held):
             raise UserError(
                 f"{run} holds a run of another config{_first_difference(held['config'], config.model_dump(mode='json'))}; "
                 "choose another --out, or delete that folder."
@@ -56,10 +56,15 @@ def check(run: Path, config: RunConfig) -> None:
         raise UserError(f"{run} exists and is no run folder; choose another --out.")
 
 
+def _holds_something(run: Path, held: dict[str, Any]) -> bool:
+    """False for what a run leaves that failed on its config before anything was planned: the corrected config may go on."""
+    return bool(held["stages"].keys() - {"harvest"}) or any(run.glob("activations/*/plan.json"))
+
+
 def create_or_check(run: Path, config: RunConfig) -> None:
     """Make a run folder for `config`, or check that the one there belongs to it (see `check`)."""
     check(run, config)
-    if (run / "run.json").is_file():
+    if (run / "run.json").is_file() and read_run(run)["config_hash"] == config_hash(config):
         return
     write_json(
         run / "run.json",

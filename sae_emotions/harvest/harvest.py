@@ -122,7 +122,7 @@ def harvest(config: RunConfig, run: Path) -> Path:
     info = model_info(config.model)
     check_blocks(config.harvest.blocks, info["blocks"])
     folder = run / "activations"
-    plans = {s: stored_plan(folder / s, config, describe_texts(config, s)) for s in ("concepts", "text")}
+    plans = {s: stored_plan(folder / s, config, describe_texts(config, s)) for s in ("text", "concepts")}
     todo = {
         source: [n for n in range(len(plan["shards"])) if not shard_is_done(folder / source, n)]
         for source, plan in plans.items()
@@ -134,16 +134,17 @@ def harvest(config: RunConfig, run: Path) -> Path:
     torch.set_num_threads(known["threads"] if known else config.harvest.threads or torch.get_num_threads())
     dtype = getattr(torch, known["dtype"]) if known else compute_dtype(config.model)
     model = load_model(config.model, dtype)
-    write_lens(run, model)
     for source in plans:
-        plan = plans[source]
-        if plan is None:
+        if plans[source] is None:
             wanted = config.text.tokens if source == "text" else None
             texts = _texts(config, source, model)
             plan = make_plan(config, folder / source, model, texts, wanted, describe_texts(config, source))
-            todo[source] = list(range(len(plan["shards"])))
+            plans[source], todo[source] = plan, list(range(len(plan["shards"])))
             if wanted and plan["tokens"] < wanted:
                 say(f"The text sources hold {plan['tokens']:,} tokens, fewer than the {wanted:,} asked for: all are used.")
+    write_lens(run, model)
+    for source, plan in plans.items():
+        assert plan is not None
         _run_jobs(folder / source, plan, todo[source], model, config)
     return folder
 
