@@ -1,0 +1,1 @@
+"""Evaluations and benchmarks. They call the library; nothing here is imported by it."""

@@ -1,0 +1,96 @@
+"""Fill the README's figures from a committed results file: python -m eval.readme [--check].
+
+A block of the README between `<!-- figures: NAME -->` and `<!-- end -->` is made here, from
+eval/results/smollm2-135m.json, which `python -m eval.results RUN` makes from a finished run.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "eval" / "results" / "smollm2-135m.json"
+README = ROOT / "README.md"
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The run in three sentences."""
+    one = results["summary"]["dictionaries"][0]
+    labels, causal = one["labels"], one["causal"]
+    tokens = results["summary"]["tokens"]
+    return (
+        f"On SmolLM2-135M-Instruct, block {one['block']}, a dictionary of {one['d_sae']:,} features trained on "
+        f"{tokens:,} tokens of reviews and prose and on the selection set's stories: **{labels['features']} features "
+        f"labelled** with {labels['concepts']} concepts at a false discovery rate of 5 %, "
+        f"**{labels['confirmed_concepts']} of 171 concepts confirmed** by their one chosen feature; with labels permuted "
+        f"within topics the same rule labels {labels['null_features']:.2f} features on average. "
+        f"**{causal['confirmed']} of {causal['tested']} tested features are causal** ({causal['not_testable']} more could "
+        f"not be tested), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls pass the "
+        "same test.\n"
+    )
+
+
+def scores(results: dict[str, Any]) -> str:
+    """Held-out AUROC, ours beside the simpler methods."""
+    one = results["summary"]["dictionaries"][0]
+    labels = one["labels"]
+    lines = [
+        "| held-out AUROC within topic, mean over 171 concepts | plain | literary | crossed |",
+        "|---|---|---|---|",
+    ]
+    rows = (("one SAE feature, chosen on the selection set", ""), ("difference-of-means vector", "dense_"), ("TF-IDF", "tfidf_"))
+    for name, prefix in rows:
+        cells = " | ".join(f"{labels[f'{prefix}auroc_{cell}']:.3f}" for cell in ("plain", "literary", "crossed"))
+        lines.append(f"| {name} | {cells} |")
+    lines += [
+        "",
+        f"The dictionary itself: FVU {one['fvu']:.3f}, L0 {one['l0']:.1f}, dead {one['dead']:.1%}, cross-entropy recovered "
+        f"{one['ce_recovered']:.1%}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def concepts(results: dict[str, Any]) -> str:
+    """The first rows of the table that a run ends with."""
+    return "```\n" + results["table"].rstrip() + "\n```\n"
+
+
+def cost(results: dict[str, Any]) -> str:
+    """What the run took."""
+    minutes = results["summary"]["wall_seconds"] / 60
+    stages = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in results["summary"]["seconds"].items())
+    return f"That run took {minutes:.0f} minutes on {results['machine']} (minutes a stage: {stages}).\n"
+
+
+def commands(results: dict[str, Any]) -> str:
+    """What `find` and `read` print."""
+    return "".join(f"```\n$ {one['command']}\n{one['output'].rstrip()}\n```\n\n" for one in results["commands"])
+
+
+MAKERS = {"headline": headline, "scores": scores, "concepts": concepts, "cost": cost, "commands": commands}
+
+
+def filled(text: str, results: dict[str, Any]) -> str:
+    """The README's text with every block made anew."""
+    return BLOCK.sub(lambda found: found[1] + MAKERS[found[2]](results) + found[3], text)
+
+
+def main() -> int:
+    """Write the README, or with --check say whether it is as this script would write it."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    text = README.read_text(encoding="utf-8")
+    made = filled(text, results)
+    if "--check" in sys.argv[1:]:
+        if made != text:
+            print("README.md differs from eval/results; run: python -m eval.readme")
+        return int(made != text)
+    README.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Collect a finished run's figures into eval/results/NAME.json, and its picture: python -m eval.results RUN.
+
+Then `python -m eval.readme` puts them into the README.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from sae_emotions.machine import measure, summary
+from sae_emotions.report.picture import picture
+from sae_emotions.report.table import final_table
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = (
+    ("find", "afraid"),
+    ("read", "She opened the letter from the hospital, and her hands began to shake."),
+)
+
+
+def main(run: Path) -> None:
+    """Write the results file and the picture of `run`."""
+    name = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["name"]
+    commands = []
+    for verb, what in COMMANDS:
+        call = [sys.executable, "-m", "sae_emotions.cli", verb, what, "--run", str(run)]
+        output = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+        shown = what if " " not in what else f'"{what}"'
+        commands.append({"command": f"sae-emotions {verb} {shown} --run runs/demo", "output": output})
+    results = {
+        "made_by": "python -m eval.results RUN",
+        "machine": summary(measure()),
+        "summary": json.loads((run / "summary.json").read_text(encoding="utf-8")),
+        "table": final_table(run),
+        "commands": commands,
+    }
+    path = ROOT / "eval" / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    picture(run, ROOT / "eval" / "results" / f"{name}.png")
+    print(f"{path.relative_to(ROOT)} and its picture are written; now run: python -m eval.readme")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

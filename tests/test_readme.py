@@ -1,0 +1,50 @@
+"""The README says what the committed results say, and its example config loads."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from eval.readme import BLOCK, MAKERS, README, RESULTS, filled
+from sae_emotions.config import parse_config
+
+ROOT = Path(__file__).parents[1]
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_figures_come_from_the_committed_results() -> None:
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert filled(TEXT, results) == TEXT
+    assert {found[1] for found in BLOCK.findall(TEXT)} == set(MAKERS)
+    results["summary"]["dictionaries"][0]["labels"]["features"] += 1
+    assert filled(TEXT, results) != TEXT
+
+
+def test_the_check_of_the_script_agrees() -> None:
+    done = subprocess.run([sys.executable, "-m", "eval.readme", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0
+
+
+def test_the_example_config_loads() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    assert parse_config(yaml.safe_load(block), "the README").dictionaries[0].d_sae == 16384
+
+
+def test_linked_files_and_named_paths_exist() -> None:
+    paths = re.findall(r"\]\(([^)#:]+)\)", TEXT) + re.findall(r"`((?:sae_emotions|train|eval)/[\w./-]+)`", TEXT)
+    assert len(paths) > 4
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_commands_that_the_readme_names_exist() -> None:
+    from sae_emotions.cli import parser
+
+    choices = next(action.choices for action in parser()._actions if action.choices)
+    assert choices is not None
+    named = set(re.findall(r"sae-emotions (\w+)", TEXT))
+    assert named
+    assert named <= set(choices)
