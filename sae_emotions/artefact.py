@@ -39,6 +39,7 @@ def written(path: Path) -> Iterator[Path]:
     try:
         with disk_errors(path):
             yield beside
+            beside.chmod(0o644)  # safetensors makes files that their owner alone can read
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -54,6 +55,8 @@ def written_folder(path: Path) -> Iterator[Path]:
     try:
         with disk_errors(path):
             yield beside
+            for file in beside.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)
             if path.exists():
                 old = path.with_name(f".{path.name}.old-{os.getpid()}")
                 os.rename(path, old)
