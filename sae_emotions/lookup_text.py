@@ -96,7 +96,7 @@ def feature_card(found: "Feature", colour: bool = False, width: int | None = Non
     else:
         says = f"not labelled; its best concept on the selection set is {feature['concept']}"
     share, most = 100 * (feature["density"] or 0), number(feature["max_activation"], 2)
-    facts = f"active in {share:.2f} % of general-text tokens, at most {most}"
+    facts = f"active in {share:.2f}% of general-text tokens, at most {most}"
     blocks = [f"{title}\n{says}\n{facts}", _scores(feature), _verdict(feature["verdict"], width), _lens(feature, width)]
     if examples:
         lines = [f"{number(one.value, 2).rjust(7)}  {_context(one, colour, width - 9)}" for one in examples]
@@ -121,7 +121,7 @@ def _scores(feature: Row) -> str:
         cells = _cells(feature)
         body = [[str(feature["concept"]), cell, number(feature[f"auroc_{cell}"]), "–", "–"] for cell in cells]
     foot = f"p {p_value(feature['p'])}, q {p_value(feature['q'])} (larger register's p; q over the screened features)"
-    return table(["concept", "cell", "AUROC", "95 % interval", "p"], body, frozenset({0, 1})) + "\n" + foot
+    return table(["concept", "cell", "AUROC", "95% interval", "p"], body, frozenset({0, 1})) + "\n" + foot
 
 
 def _verdict(verdict: Row | None, width: int) -> str:

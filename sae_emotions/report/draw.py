@@ -70,7 +70,9 @@ def auroc_histogram(axes: Axes, labels: Labels, palette: Palette) -> None:
     axes.hist(good, bins, color=palette.feature, label="confirmed concepts")
     if null:
         weights = np.full(len(null), len(every) / len(null))
-        axes.hist(null, bins, weights=weights, histtype="step", color=palette.null, linewidth=1.3, label="permuted labels")
+        axes.hist(
+            null, bins, weights=weights, histtype="step", color=palette.null, linewidth=1.3, label="permuted labels"
+        )
     axes.axvline(0.5, color=palette.muted, linewidth=0.8, linestyle=(0, (3, 3)))
     tidy(axes, palette, "y")
     low = min([0.5, *every, *null])
@@ -78,7 +80,8 @@ def auroc_histogram(axes: Axes, labels: Labels, palette: Palette) -> None:
     title(axes, "Held-out AUROC of each concept's chosen feature", palette)
     axes.set_xlabel("AUROC, mean over cells (dashed: chance)", fontsize=8, color=palette.muted)
     axes.set_ylabel("concepts", fontsize=8, color=palette.muted)
-    axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink, loc="upper left", bbox_to_anchor=(0, 1.02))
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
+    axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink, loc="upper left")
 
 
 def null_counts(axes: Axes, labels: Labels, palette: Palette) -> None:
@@ -91,24 +94,28 @@ def null_counts(axes: Axes, labels: Labels, palette: Palette) -> None:
         ),
     }
     for row, (count, permuted) in enumerate(real.values()):
-        stacked: dict[int, int] = {}
-        for value in permuted:
-            # Equal counts stand above each other, in a column that never leaves its own row.
-            stacked[value] = stacked.get(value, 0) + 1
-        high = max(stacked.values(), default=1)
-        for value, times in stacked.items():
-            lift = -0.34 * np.arange(times) / max(high - 1, 1)
-            axes.plot([value] * times, row + lift, "o", color=palette.null, markersize=3, linestyle="")
+        times = {value: permuted.count(value) for value in set(permuted)}
+        for value, seen in times.items():
+            # Area for frequency: equal counts would hide behind each other.
+            axes.plot(
+                value, row, "o", color=palette.null, markersize=3 + 6 * (seen / len(permuted)) ** 0.5, linestyle=""
+            )
+        if times:
+            value = max(times, key=times.__getitem__)
+            text = f"{times[value]} of {len(permuted)}"
+            axes.annotate(
+                text, (value, row), (0, -13), textcoords="offset points", ha="center", fontsize=7.5, color=palette.muted
+            )
         axes.plot(count, row, "o", color=palette.feature, markersize=7)
         axes.annotate(
-            f"{count:,}", (count, row), (0, 8), textcoords="offset points", ha="center", fontsize=8, color=palette.ink
+            f"{count:,}", (count, row), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=palette.ink
         )
     tidy(axes, palette)
     axes.set_yticks(range(len(real)), list(real), color=palette.ink)
     axes.set_ylim(len(real) - 0.6, -0.75)
     largest = max([1, *(count for count, _ in real.values())])
-    axes.set_xlim(-0.06 * largest, largest * 1.12)
-    axes.set_xlabel("count (grey: each permutation of the labels)", fontsize=8, color=palette.muted)
+    axes.set_xlim(-0.12 * largest, largest * 1.12)
+    axes.set_xlabel("count (grey: permutations of the labels)", fontsize=8, color=palette.muted)
     title(axes, "Real labels against permuted ones", palette)
 
 
@@ -130,14 +137,22 @@ def baselines(axes: Axes, labels: Labels, palette: Palette) -> None:
         centre = mean(values) if values else None
         if centre is not None:
             axes.plot([centre] * 2, [group * 4 - 0.4, group * 4 + 2.4], color=palette.null, linewidth=1.2)
-        axes.text(0, group * 4 - 0.75, cell, transform=axes.get_yaxis_transform(), fontsize=8.5, color=palette.ink, weight="bold")
+        axes.text(
+            0,
+            group * 4 - 0.75,
+            cell,
+            transform=axes.get_yaxis_transform(),
+            fontsize=8.5,
+            color=palette.ink,
+            weight="bold",
+        )
     axes.axvline(0.5, color=palette.muted, linewidth=0.8, linestyle=(0, (3, 3)))
     tidy(axes, palette)
     axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], color=palette.ink)
     axes.set_ylim(len(labels.cells) * 4 - 1.2, -1.3)
     axes.set_xlim(right=1.0)
     title(axes, "Held-out AUROC over all concepts", palette)
-    axes.set_xlabel("dot: mean; bars: middle 50 % and 80 % of concepts", fontsize=8, color=palette.muted)
+    axes.set_xlabel("dot: mean; bars: middle 50% and 80% of concepts", fontsize=8, color=palette.muted)
 
 
 def _spread(axes: Axes, y: float, values: list[float], colour: str, palette: Palette) -> None:
@@ -172,7 +187,10 @@ def effect_histogram(axes: Axes, causal: Causal, palette: Palette) -> None:
     """z of held-back controls, and of labelled features, each as a share of its own kind."""
     largest = max([4.0, *(abs(z) for kind in ("feature", "control") for z in causal.z[kind])]) * 1.15
     inner = np.arange(-4, 4.001, 0.5)
-    bins = np.concatenate([-np.geomspace(largest, 4, 14)[:-1], inner, np.geomspace(4, largest, 14)[1:]]) if largest > 14 else np.linspace(-largest, largest, 49)
+    bins = np.linspace(-largest, largest, 49)
+    if largest > 14 * 1.15:
+        outer = np.geomspace(4, largest, 14)[1:]
+        bins = np.concatenate([-outer[::-1], inner, outer])
     for kind, text, style in (
         ("control", "matched controls", {"color": palette.null, "alpha": 0.55}),
         ("feature", "labelled features", {"color": palette.causal, "histtype": "step", "linewidth": 1.4}),
@@ -207,5 +225,7 @@ def effects(axes: Axes, causal: Causal, palette: Palette, rows: int = ROWS) -> N
     axes.set_yticks(range(len(tested)), names, color=palette.ink, fontsize=7.5)
     axes.set_ylim(max(len(tested), 1) - 0.3, -0.7)
     axes.set_xlabel(
-        "z; left: the word becomes less likely. Filled: causal. Band: 95 % of the controls", fontsize=8, color=palette.muted
+        "z; left: the word becomes less likely. Filled: causal. Band: 95% of the controls",
+        fontsize=8,
+        color=palette.muted,
     )

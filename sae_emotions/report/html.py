@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
+from sae_emotions.report import story
 from sae_emotions.report.plots import with_own_ids
 
 
@@ -16,6 +17,11 @@ def paragraphs(lines: Iterable[str], kind: str = "") -> str:
     """One paragraph of several sentences; nothing for none."""
     text = " ".join(lines)
     return f"<p{_class(kind)}>{escaped(text)}</p>" if text else ""
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A number with its sign, which is a real minus; a dash for None."""
+    return "–" if value is None else story.signed(value, digits)
 
 
 def tiles(items: Sequence[tuple[str, str]]) -> str:
@@ -33,9 +39,17 @@ def figure(svg: str, prefix: str, label: str, caption: str) -> str:
 
 
 def table(
-    caption: str, header: Sequence[str], body: Iterable[Sequence[str]], text: frozenset[int], weak: Iterable[bool] = ()
+    name: str,
+    caption: str,
+    header: Sequence[str],
+    body: Iterable[Sequence[str]],
+    text: frozenset[int],
+    weak: Iterable[bool] = (),
 ) -> str:
-    """A table in a box that scrolls. Columns in `text` are left-aligned; cells are HTML already; the first is a heading."""
+    """A table in a box that scrolls, under its caption; `name` is its id on the page.
+
+    Columns in `text` are left-aligned; cells are HTML already; the first is a heading; `weak` lines are faded.
+    """
 
     def kind(column: int) -> str:
         return ' class="text"' if column in text else ""
@@ -44,11 +58,15 @@ def table(
     lines = []
     faded = iter(weak)
     for cells in body:
-        row = [f'<th scope="row">{cells[0]}</th>', *(f"<td{kind(n)}>{cell}</td>" for n, cell in enumerate(cells[1:], 1))]
+        row = [
+            f'<th scope="row">{cells[0]}</th>',
+            *(f"<td{kind(n)}>{cell}</td>" for n, cell in enumerate(cells[1:], 1)),
+        ]
         lines.append(f"<tr{_class('weak' if next(faded, False) else '')}>{''.join(row)}</tr>")
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(caption)}"><table>'
-        f"<caption>{escaped(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="wide"><p id="{name}">{escaped(caption)}</p>'
+        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{name}"><table aria-labelledby="{name}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></div>"
     )
 
 

@@ -1,4 +1,4 @@
-"""The page's plots as inline SVG that takes its colours and its font from the page, so that it is read by day and night."""
+"""The page's plots as inline SVG that takes colours and font from the page, so that it is read by day and night."""
 
 import io
 import re

@@ -49,7 +49,7 @@ def dictionary(one: Found, run: Run) -> str:
         label = "Training curves: loss, variance unexplained and share of dead latents against rows seen."
         parts.append(html.figure(plots.training(one.training), f"{one.name}-t-", label, caption))
     if one.labels:
-        parts += [_labels(one.labels, one.name), _comparison(one.labels, one.name), _concepts(one.labels)]
+        parts += [_labels(one.labels, one.name), _comparison(one.labels, one.name), _concepts(one.labels, one.name)]
     else:
         parts.append("<p>It is not labelled yet.</p>")
     if one.causal:
@@ -68,10 +68,13 @@ def dictionary(one: Found, run: Run) -> str:
 def _labels(labels: Labels, name: str) -> str:
     numbers = label_numbers(labels)
     label = (
-        f"{numbers['features']} labelled features and {numbers['confirmed_concepts']} confirmed concepts; permuted labels "
+        f"{numbers['features']} labelled features and {numbers['confirmed_concepts']} confirmed concepts; "
+        "permuted labels "
         f"give {number(numbers['null_features'], 2)} and {number(numbers['null_confirmed_concepts'], 2)} on average."
     )
-    caption = "Left: how well the chosen features read their concepts. Right: what the whole rule finds in permuted labels."
+    caption = (
+        "Left: how well the chosen features read their concepts. Right: what the whole rule finds in permuted labels."
+    )
     return (
         "<h3>Labels, against permuted labels</h3>"
         + html.paragraphs(story.labels(labels))
@@ -89,7 +92,7 @@ def _comparison(labels: Labels, name: str) -> str:
     )
 
 
-def _concepts(labels: Labels) -> str:
+def _concepts(labels: Labels, name: str) -> str:
     header = ["concept", "family", "feature", "AUROC", *labels.cells, "dense", "TF-IDF", "q", "confirmed", "causal"]
     body = []
     for one in labels.concepts:
@@ -108,13 +111,17 @@ def _concepts(labels: Labels) -> str:
             ]
         )
     caption = (
-        f"All {len(labels.concepts)} concepts with the one feature chosen for each on the selection texts. AUROC is held out: "
-        "the mean over cells, then each cell; dense and TF-IDF are means over cells. The verdict is that of the feature, for "
+        f"All {len(labels.concepts)} concepts with the one feature chosen for each on the selection texts. "
+        "AUROC is held out: "
+        "the mean over cells, then each cell; dense and TF-IDF are means over cells. The verdict is that of "
+        "the feature, for "
         "the concept it is labelled with."
     )
     last = len(header) - 1
     weak = (not one["confirmed"] for one in labels.concepts)
-    return "<h3>Concepts</h3>" + html.table(caption, header, body, frozenset({0, 1, last - 1, last}), weak)
+    return "<h3>Concepts</h3>" + html.table(
+        f"{name}-concepts", caption, header, body, frozenset({0, 1, last - 1, last}), weak
+    )
 
 
 def _causal(causal: Causal, name: str) -> str:
@@ -122,7 +129,8 @@ def _causal(causal: Causal, name: str) -> str:
     figure = ""
     if any(one["z"] is not None for one in causal.verdicts):
         caption = (
-            "Above: the removal's effect on the concept's own word, for labelled features and for held-back controls matched "
+            "Above: the removal's effect on the concept's own word, for labelled features and for held-back "
+            "controls matched "
             "on the same texts and positions. Below: the strongest features by name and number."
         )
         figure = html.figure(plots.effects(causal), f"{name}-c-", " ".join(lines), caption)
@@ -133,8 +141,8 @@ def _causal(causal: Causal, name: str) -> str:
             html.escaped(one["concept"]),
             html.verdict(one["verdict"]),
             number(one["texts"], 0),
-            "–" if one["effect"] is None else f"{one['effect']:+.3f}",
-            number(one["z"], 1),
+            html.signed(one["effect"]),
+            html.signed(one["z"], 1),
             p_value(one["q"]),
             number(one["rank"], 0),
             number(one["kl"], 4) + (" !" if one["kl_flag"] else ""),
@@ -143,10 +151,11 @@ def _causal(causal: Causal, name: str) -> str:
         for one in causal.verdicts
     ]
     caption = (
-        "All labelled features, strongest effect first. Effect: change of the word's log-probability in nats, less that of "
-        "words outside its family. KL: nats a token on neutral text; ! marks more than 95 % of the controls have."
+        "All labelled features, strongest effect first. Effect: change of the word's log-probability in nats, "
+        "less that of "
+        "words outside its family. KL: nats a token on neutral text; ! marks more than 95% of the controls have."
     )
-    rest = html.table(caption, header, body, frozenset({0, 1, 2, 9}))
+    rest = html.table(f"{name}-effects", caption, header, body, frozenset({0, 1, 2, 9}))
     return "<h3>Causal test</h3>" + html.paragraphs(lines) + figure + rest
 
 
@@ -166,13 +175,14 @@ def _card(row: Row, one: Found, run: Run, tested: Row | None) -> str:
     assert one.labels is not None
     cells = ", ".join(f"{cell} {number(row[f'auroc_{cell}'])}" for cell in one.labels.cells)
     facts = f"held-out AUROC {number(row['auroc_held_out'])} ({cells}) · q {p_value(row['q'])}"
-    facts += f" · active in {100 * (row['density'] or 0):.2f} % of tokens"
+    facts += f" · active in {100 * (row['density'] or 0):.2f}% of tokens"
     if tested and tested["effect"] is not None:
-        facts += f" · {tested['effect']:+.3f} nats, z {number(tested['z'], 1)}"
+        facts += f" · effect {html.signed(tested['effect'])} nats, z {html.signed(tested['z'], 1)}"
     mark = f" {html.verdict(tested['verdict'])}" if tested else ""
-    lines = []
-    for example in run.feature(row["feature"], one.name).examples()[:CONTEXTS]:
-        lines.append(f"<li><b>{example.value:.2f}</b><span>{html.context(example.tokens, example.values)}</span></li>")
+    lines = [
+        f"<li><b>{example.value:.2f}</b><span>{html.context(example.tokens, example.values)}</span></li>"
+        for example in run.feature(row["feature"], one.name).examples()[:CONTEXTS]
+    ]
     lens = [_lens(name, row[f"{side}_tokens"]) for side, name in (("top", "raises"), ("bottom", "lowers"))]
     return (
         f'<article class="card"><h4>{html.escaped(row["label"])} · feature {row["feature"]}{mark}</h4>'

@@ -10,9 +10,16 @@ NAMES = {"dense": "the dense vector (difference of means)", "tfidf": "a bag of w
 
 def count(number: int, one: str, many: str | None = None) -> str:
     """`1 feature`, `2 features`, `no features`."""
-    return f"{number or 'no'} {one}" if number == 1 else f"{number or 'no'} {many or one + 's'}".replace(
-        f"{number} ", f"{number:,} ", 1
+    return (
+        f"{number or 'no'} {one}"
+        if number == 1
+        else f"{number or 'no'} {many or one + 's'}".replace(f"{number} ", f"{number:,} ", 1)
     )
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, which is a real minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -34,7 +41,9 @@ def overview(found: Findings) -> list[str]:
         f"kept {where}, token by token."
     ]
     if model.get("stored") and "bit" in str(model["stored"]):
-        lines.append(f"The model's weights were stored as {model['stored']}; they were fully dequantised before reading.")
+        lines.append(
+            f"The model's weights were stored as {model['stored']}; they were fully dequantised before reading."
+        )
     if found.config.note:
         lines.append(f"Note: {found.config.note}")
     return lines
@@ -47,7 +56,8 @@ def dictionary(one: Found) -> list[str]:
         return [f"The dictionary {one.name} is not there yet."]
     made = "was loaded, not trained here" if quality.get("pretrained") else "was trained here"
     lines = [
-        f"A {quality.get('architecture') or 'sparse'} dictionary of {quality['d_sae']:,} features for block {one.block} "
+        f"A {quality.get('architecture') or 'sparse'} dictionary of {quality['d_sae']:,} features for block "
+        f"{one.block} "
         f"{made}."
     ]
     facts = []
@@ -57,7 +67,8 @@ def dictionary(one: Found) -> list[str]:
         facts.append(f"leaves {quality['fvu']:.1%} of the variance unexplained")
     if quality.get("ce_recovered") is not None:
         facts.append(
-            f"keeps {quality['ce_recovered']:.1%} of what the block tells the rest of the model (cross-entropy recovered "
+            f"keeps {quality['ce_recovered']:.1%} of what the block tells the rest of the model (cross-entropy "
+            "recovered "
             "when it is spliced in)"
         )
     if facts:
@@ -72,8 +83,10 @@ def labels(found: Labels) -> list[str]:
     """What was labelled, against the null."""
     numbers = label_numbers(found)
     lines = [
-        f"{found.screened:,} of {found.features:,} features pass the screen on the selection texts in both registers. On "
-        f"topics that had been held out, {count(numbers['features'], 'feature')} of these hold: they are labelled, with "
+        f"{found.screened:,} of {found.features:,} features pass the screen on the selection texts in both "
+        "registers. On "
+        f"topics that had been held out, {count(numbers['features'], 'feature')} of these hold: they are "
+        "labelled, with "
         f"{count(numbers['concepts'], 'concept')}."
     ]
     if found.one_register:
@@ -102,7 +115,8 @@ def comparison(found: Labels) -> list[str]:
     lines = []
     if shown:
         lines.append(
-            f"The feature chosen for a concept tells its texts from the others of the same topic with a mean held-out AUROC "
+            "The feature chosen for a concept tells its texts from the others of the same topic with a mean "
+            "held-out AUROC "
             f"of {listed(shown)} (0.5 is chance; all concepts count, confirmed or not)."
         )
     for baseline, name in NAMES.items():
@@ -128,7 +142,8 @@ def causal(found: Causal) -> list[str]:
     numbers = causal_numbers(found)
     total = numbers["tested"] + numbers["not_testable"]
     lines = [
-        f"Each of the {count(total, 'labelled feature')} was to be removed from held-out texts in which it fires, and the "
+        f"Each of the {count(total, 'labelled feature')} was to be removed from held-out texts in which it "
+        "fires, and the "
         f"concept's own word read out; {numbers['tested']:,} could be tested, {numbers['not_testable']:,} could not."
     ]
     if not numbers["tested"]:
@@ -138,22 +153,26 @@ def causal(found: Causal) -> list[str]:
     if passed is not None and judged:
         same = f" By the same rule {passed:,} of {judged:,} matched controls would be ({passed / judged:.1%})."
     lines.append(
-        f"{count(numbers['confirmed'], 'feature is', 'features are')} causal: the word becomes less likely than removing "
+        f"{count(numbers['confirmed'], 'feature is', 'features are')} causal: the word becomes less likely "
+        "than removing "
         f"matched unlabelled features makes it.{same}"
     )
     strongest = [one for one in found.verdicts if one["verdict"] == "causal"][:4]
     if strongest:
-        parts = [f"{one['concept']} ({one['effect']:+.2f} nats, z {one['z']:.1f})" for one in strongest]
+        parts = [f"{one['concept']} ({signed(one['effect'], 2)} nats, z {signed(one['z'], 1)})" for one in strongest]
         lines.append(f"The strongest: {listed(parts)}.")
     rest = numbers["tested"] - numbers["confirmed"]
     if rest:
         lines.append(
-            f"For {count(rest, 'tested feature')} no effect was shown: they read the concept, but whether the model's word "
+            f"For {count(rest, 'tested feature')} no effect was shown: they read the concept, but whether the "
+            "model's word "
             "depends on them is open."
         )
     flagged = sum(bool(one["kl_flag"]) for one in found.verdicts)
     if flagged:
-        lines.append(f"{count(flagged, 'feature disturbs', 'features disturb')} neutral text more than 95 % of the controls do.")
+        lines.append(
+            f"{count(flagged, 'feature disturbs', 'features disturb')} neutral text more than 95% of the controls do."
+        )
     return lines
 
 
@@ -164,7 +183,8 @@ def in_short(found: Findings) -> list[str]:
         return ["No dictionary of this run is labelled yet."]
     numbers = label_numbers(first.labels)
     lines = [
-        f"{count(numbers['features'], 'feature')} of {first.name} read one of {count(numbers['concepts'], 'concept')} on "
+        f"{count(numbers['features'], 'feature')} of {first.name} read one of "
+        f"{count(numbers['concepts'], 'concept')} on "
         f"topics never used to choose them; permuted labels give {numbers['null_features'] or 0:.2f}."
     ]
     ours = mean(numbers[f"auroc_{c}"] for c in first.labels.cells)
@@ -172,13 +192,15 @@ def in_short(found: Findings) -> list[str]:
     if ours is not None and dense is not None:
         word = "below" if ours < dense else "not below"
         lines.append(
-            f"A single feature reads its concept with a mean held-out AUROC of {ours:.3f}, {word} the {dense:.3f} of a dense vector "
+            f"A single feature reads its concept with a mean held-out AUROC of {ours:.3f}, {word} the "
+            f"{dense:.3f} of a dense vector "
             "made from the same texts."
         )
     if first.causal:
         done = causal_numbers(first.causal)
         lines.append(
-            f"{done['confirmed']:,} of {count(done['tested'], 'tested feature')} also change what the model says when removed, "
+            f"{done['confirmed']:,} of {count(done['tested'], 'tested feature')} also change what the model "
+            "says when removed, "
             "beyond matched controls."
         )
     return lines

@@ -41,8 +41,8 @@ def _dictionary(one: Found, stages: dict[str, float]) -> dict[str, Any]:
 def label_numbers(labels: Labels) -> dict[str, Any]:
     """Counts, and held-out means over all concepts of the feature chosen on the selection set, labelled or not.
 
-    A baseline's mean stands under `<baseline>_auroc_<cell>`, and also under `<baseline>_<cell>`, the name that its column
-    has in concepts.parquet. `<key>_interval` is the 95 % interval where the label stage gave one.
+    A baseline's mean stands under `<baseline>_auroc_<cell>`, and under `<baseline>_<cell>` as its column is called in
+    concepts.parquet. `<key>_interval` is the 95 % interval where the label stage gave one.
     """
     found: dict[str, Any] = {
         "features": len(labels.labelled),

@@ -9,7 +9,7 @@ from sae_emotions.run_folder import config_of
 
 
 def final_table(run: str | Path, concepts: int = 12) -> str:
-    """Top concepts of every dictionary: feature, held-out AUROC, q, causal verdict; below, the counts beside the null."""
+    """Top concepts of every dictionary: feature, held-out AUROC, q, causal verdict; and the counts beside the null."""
     found = gather(config_of(Path(run)), Path(run))
     return "\n\n".join(_dictionary(one, concepts) for one in found.dictionaries)
 
@@ -38,7 +38,8 @@ def _dictionary(one: Found, concepts: int) -> str:
     counts = label_numbers(labels)
     lines.append(
         f"{counts['features']} labelled features on {counts['concepts']} concepts and {counts['confirmed_concepts']} "
-        f"confirmed concepts of {len(labels.concepts)}; permuted labels give {number(counts['null_features'], 2)} labelled "
+        f"confirmed concepts of {len(labels.concepts)}; permuted labels give "
+        f"{number(counts['null_features'], 2)} labelled "
         f"features on average ({counts['permutations'] or 0} permutations)."
     )
     if one.causal:
