@@ -1,5 +1,6 @@
 """What is said of the machine is measured, and settings follow from it."""
 
+import ctypes
 import time
 
 import pytest
@@ -41,5 +42,5 @@ def test_no_glibc_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(machine.ctypes, "CDLL", missing)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     assert machine.tune_allocator() is False

@@ -66,7 +66,11 @@ def write_gguf(path: Path) -> np.ndarray:
     embeddings = add("token_embd.weight", VOCABULARY, WIDTH)
     add("output_norm.weight", WIDTH)
     for block in range(BLOCKS):
-        shapes = {"attn_q": (WIDTH, WIDTH), "attn_k": (WIDTH // 2, WIDTH), "attn_v": (WIDTH // 2, WIDTH)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "attn_q": (WIDTH, WIDTH),
+            "attn_k": (WIDTH // 2, WIDTH),
+            "attn_v": (WIDTH // 2, WIDTH),
+        }
         shapes |= {"attn_output": (WIDTH, WIDTH), "attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
         shapes |= {"ffn_gate": (INNER, WIDTH), "ffn_up": (INNER, WIDTH), "ffn_down": (WIDTH, INNER)}
         for name, shape in shapes.items():

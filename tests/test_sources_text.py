@@ -221,7 +221,7 @@ def test_files_that_are_refused(tmp_path: Path, tokenizer: Any, name: str, conte
 def test_more_that_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(UserError, match="There is no text file"):
         read(tokenizer, {"source": str(tmp_path / "absent.csv")})
-    with pytest.raises(UserError, match=r"There is no text file absent.csv"):
+    with pytest.raises(UserError, match=r"There is no text file absent\.csv"):
         read(tokenizer, {"source": "absent.csv"})
     (tmp_path / "latin.csv").write_bytes("text\ncaf\u00e9 cr\u00e8me\n".encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8"):

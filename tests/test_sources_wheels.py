@@ -3,13 +3,13 @@
 import hashlib
 import stat
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from sae_emotions.errors import UserError
-from sae_emotions.sources import wheels
 from sae_emotions.sources.wheels import cache_folder, member_of_wheel, parse_reference, verified_member
 
 TABLE = b"text\none two three\n"
@@ -54,7 +54,7 @@ def forbid_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("pip was called")
 
-    monkeypatch.setattr(wheels.subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "run", refuse)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -137,7 +137,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_pip_itself_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SAE_EMOTIONS_CACHE", str(tmp_path))
     answer = subprocess.CompletedProcess([], 1, "", "python: No module named pip")
-    monkeypatch.setattr(wheels.subprocess, "run", lambda *args, **options: answer)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: answer)
     with pytest.raises(UserError, match="has no pip"):
         member_of_wheel(INSIDE, "0" * 64)
 
@@ -174,7 +174,7 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("SAE_EMOTIONS_CACHE", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("SAE_EMOTIONS_CACHE")
-    monkeypatch.setattr(wheels.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "sae-emotions"
     monkeypatch.delenv("XDG_CACHE_HOME")

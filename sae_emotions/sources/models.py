@@ -165,8 +165,9 @@ def load_model(config: ModelConfig, dtype: torch.dtype) -> Model:
 
     options: dict[str, Any] = {"trust_remote_code": False, "revision": config.revision or "main"}
     with _loading(config):
-        tokenizer = AutoTokenizer.from_pretrained(origin.name, **options)
+        # The model comes first: where the hub is out of reach, its config is the one file that is tried for.
         model = AutoModelForCausalLM.from_pretrained(origin.name, dtype=dtype, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(origin.name, **options)
     model = model.eval().requires_grad_(False).to(device())
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
