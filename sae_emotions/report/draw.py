@@ -137,15 +137,8 @@ def baselines(axes: Axes, labels: Labels, palette: Palette) -> None:
         centre = mean(values) if values else None
         if centre is not None:
             axes.plot([centre] * 2, [group * 4 - 0.4, group * 4 + 2.4], color=palette.null, linewidth=1.2)
-        axes.text(
-            0,
-            group * 4 - 0.75,
-            cell,
-            transform=axes.get_yaxis_transform(),
-            fontsize=8.5,
-            color=palette.ink,
-            weight="bold",
-        )
+        heading = {"fontsize": 8.5, "weight": "bold", "ha": "right", "va": "center", "color": palette.ink}
+        axes.text(-0.008, group * 4 - 0.95, cell, transform=axes.get_yaxis_transform(), **heading)
     axes.axvline(0.5, color=palette.muted, linewidth=0.8, linestyle=(0, (3, 3)))
     tidy(axes, palette)
     axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], color=palette.ink)

@@ -82,12 +82,11 @@ def dictionary(one: Found) -> list[str]:
 def labels(found: Labels) -> list[str]:
     """What was labelled, against the null."""
     numbers = label_numbers(found)
+    hold = f"{numbers['features']:,} of these hold" if numbers["features"] else "none of these holds"
     lines = [
-        f"{found.screened:,} of {found.features:,} features pass the screen on the selection texts in both "
-        "registers. On "
-        f"topics that had been held out, {count(numbers['features'], 'feature')} of these hold: they are "
-        "labelled, with "
-        f"{count(numbers['concepts'], 'concept')}."
+        f"{found.screened:,} of {found.features:,} features pass the screen on the selection texts in both registers. On "
+        f"held-out topics {hold}: these are the labelled features, with {count(numbers['concepts'], 'concept')} between "
+        "them."
     ]
     if found.one_register:
         parts = [f"{number:,} {status}" for status, number in sorted(found.one_register.items())]
