@@ -57,10 +57,12 @@ def top_contexts(
         low, high = max(start - margin, 0), min(stop + margin, count)
         acts_BF = encoded(dictionary, rows.read(np.arange(low, high)))
         inner_BF = acts_BF[start - low : stop - low]
-        fired_F += (inner_BF > 0).sum(0).cpu().numpy()
-        row_K, feature_K = (inner_BF > torch.from_numpy(floor_F).to(acts_BF.device)).nonzero(as_tuple=True)
-        value_K = inner_BF[row_K, feature_K].cpu().numpy()
-        new = _strongest(feature_K.cpu().numpy(), row_K.cpu().numpy() + start, value_K, rows, n)
+        active = (inner_BF > 0).nonzero(as_tuple=True)
+        value_K = inner_BF[active].cpu().numpy()
+        row_K, feature_K = (index.cpu().numpy() for index in active)
+        fired_F += np.bincount(feature_K, minlength=features)
+        better = value_K > floor_F[feature_K]
+        new = _strongest(feature_K[better], row_K[better] + start, value_K[better], rows, n)
         values_KW = _context(acts_BF, rows, new, (low, high), (before, tokens))
         best = _merged(best, _Found(*new, values_KW), n)
         full = _rank(best.feature) == n - 1
