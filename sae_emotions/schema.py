@@ -48,7 +48,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "features": (  # labels/<name>/features.parquet, one row a feature of the dictionary
         Column("feature", i32, "latent number, from 0"),
-        Column("concept", text, "the feature's best concept on the selection set"),
+        Column("concept", text, "the feature's best concept on the selection set; null if it is silent there"),
         Column("family", text, "family of that concept; null if it has none"),
         Column("label", text, "the concept, if the feature passed screen and confirmation; else null"),
         Column("status", text, "labelled, '<register> only' (evidence in one register alone), or none"),
