@@ -1,6 +1,7 @@
 """The labelling rule on planted story means: what was planted comes out, in the right register, and nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,9 +226,9 @@ def test_tables_have_the_documented_columns(measured: Measured, concepts: Concep
 
 
 def test_means_have_intervals_around_them(measured: Measured) -> None:
-    summary = held_out_means(measured, SETTINGS, seed=0)
+    summary: dict[str, Any] = held_out_means(measured, SETTINGS, seed=0)
     for name in ("auroc", "dense_auroc", "tfidf_auroc"):
         for cell in CELLS:
-            low, high = summary[f"{name}_{cell}_interval"]  # type: ignore[misc]
-            assert low <= summary[f"{name}_{cell}"] <= high  # type: ignore[operator]
-    assert summary["dense_auroc_crossed"] > summary["auroc_crossed"] > 0.5  # type: ignore[operator]
+            interval: list[float] = summary[f"{name}_{cell}_interval"]
+            assert interval[0] <= summary[f"{name}_{cell}"] <= interval[1]
+    assert summary["dense_auroc_crossed"] > summary["auroc_crossed"] > 0.5
