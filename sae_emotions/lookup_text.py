@@ -38,6 +38,11 @@ def p_value(value: Any) -> str:
     return f"{value:.0e}" if value < 1e-3 else f"{value:.3f}"
 
 
+def visible(token: str) -> str:
+    """A token on its own: without outer spaces, unless it is nothing else; line breaks and the like spelt out."""
+    return repr(token)[1:-1].strip() or repr(token)
+
+
 def table(header: Sequence[str], body: Sequence[Sequence[str]], left: frozenset[int]) -> str:
     """Aligned columns; those in `left` start at the left, the others end at the right."""
     widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
@@ -142,7 +147,7 @@ def _verdict(verdict: Row | None, width: int) -> str:
 def _lens(feature: Row, width: int) -> str:
     lines = []
     for side, title in (("top", "raises"), ("bottom", "lowers")):
-        tokens = [repr(token)[1:-1].strip() or repr(token) for token in feature[f"{side}_tokens"] or []]
+        tokens = [visible(token) for token in feature[f"{side}_tokens"] or []]
         if tokens:
             line = f"{title}  {' · '.join(tokens)}"
             lines.append(line if len(line) <= width else line[: width - 1] + "…")

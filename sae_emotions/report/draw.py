@@ -65,7 +65,8 @@ def auroc_histogram(axes: Axes, labels: Labels, palette: Palette) -> None:
     bins = np.arange(0.2, 1.0001, 0.025)
     every = [one["auroc_held_out"] for one in labels.concepts if one["auroc_held_out"] is not None]
     good = [one["auroc_held_out"] for one in labels.concepts if one["confirmed"]]
-    null = [value for values in labels.null.get("chosen_auroc", {}).values() for value in values if value is not None]
+    by_cell = labels.null.get("chosen_auroc", {}).values()  # one number a concept and permutation, in the same order
+    null = [value for value in map(mean, zip(*by_cell, strict=True)) if value is not None]
     axes.hist(every, bins, color=palette.feature, alpha=0.3, label="all concepts")
     axes.hist(good, bins, color=palette.feature, label="confirmed concepts")
     if null:
@@ -163,13 +164,13 @@ def _spread(axes: Axes, y: float, values: list[float], colour: str, palette: Pal
 
 def scale_z(axes: Axes, causal: Causal) -> None:
     """A linear axis of z, or one that is linear near 0 alone where single features lie far out."""
-    every = [abs(z) for kind in ("feature", "control", "random") for z in causal.z[kind]]
+    every = [abs(z) for kind in ("feature", "control") for z in causal.z[kind]]
     largest = max([4.0, *every])
     if largest > 14:
         from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
         axes.set_xscale("symlog", linthresh=4, linscale=1.2)
-        ticks = [z for z in (-100, -50, -20, -10, -4, -2, 0, 2, 4, 10, 20, 50, 100) if abs(z) <= largest * 1.1]
+        ticks = [z for z in (-300, -100, -30, -10, -4, -2, 0, 2, 4, 10, 30, 100, 300) if abs(z) <= largest * 1.1]
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -200,7 +201,7 @@ def effect_histogram(axes: Axes, causal: Causal, palette: Palette) -> None:
 
 def effects(axes: Axes, causal: Causal, palette: Palette, rows: int = ROWS) -> None:
     """The tested features by z, strongest first, on the band that holds 95 % of the held-back controls."""
-    tested = [one for one in causal.verdicts if one["z"] is not None][:rows]
+    tested = causal.tested[:rows]
     if causal.z["control"]:
         low, high = np.quantile(causal.z["control"], [0.025, 0.975])
         axes.axvspan(low, high, color=palette.null, alpha=0.22, linewidth=0)

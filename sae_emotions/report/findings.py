@@ -10,8 +10,6 @@ from sae_emotions.config import RunConfig
 from sae_emotions.lookup import Run
 from sae_emotions.lookup_tables import Row, cells_of, rows
 
-Z_KINDS = ("feature", "control", "random", "dense")
-
 
 class Labels(NamedTuple):
     """What the label stage found."""
@@ -35,11 +33,16 @@ class Causal(NamedTuple):
     """What the causal stage found."""
 
     verdicts: list[Row]
-    """rows of verdicts.parquet, strongest effect (lowest z) first, untested ones last"""
+    """rows of verdicts.parquet, strongest effect (lowest z) first, those without one last"""
     z: dict[str, list[float]]
-    """kind of intervention -> z; of the controls, the held-back half alone"""
+    """z of the tested features ("feature") and of their held-back controls ("control")"""
     rule: list[str]
     summary: Row
+
+    @property
+    def tested(self) -> list[Row]:
+        """The verdicts on features that could be tested."""
+        return [one for one in self.verdicts if one["verdict"] != "not testable" and one["z"] is not None]
 
 
 class Found(NamedTuple):
@@ -108,17 +111,12 @@ def _labels(run: Run, name: str) -> Labels:
 def _causal(run: Run, name: str) -> Causal:
     verdicts = rows(run._folder.table(f"causal/{name}/verdicts.parquet"))
     effects = run._folder.table(f"causal/{name}/effects.parquet").select(["kind", "half", "z"]).to_pylist()
-    z = {
-        kind: [
-            one["z"]
-            for one in effects
-            if one["kind"] == kind and one["half"] != "reference" and one["z"] is not None and one["z"] == one["z"]
-        ]
-        for kind in Z_KINDS
-    }
+    held_back = [one["z"] for one in effects if one["kind"] == "control" and one["half"] == "held_back"]
     summary = _json(run, f"causal/{name}/summary.json")
     by_z = sorted(verdicts, key=lambda one: (one["z"] is None, one["z"] or 0.0, one["feature"]))
-    return Causal(by_z, z, _sentences(summary.get("rule")), summary)
+    found = Causal(by_z, {}, _sentences(summary.get("rule")), summary)
+    z = {"feature": [one["z"] for one in found.tested], "control": [z for z in held_back if z is not None and z == z]}
+    return found._replace(z=z)
 
 
 def _json(run: Run, name: str) -> Row:

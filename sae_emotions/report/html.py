@@ -88,7 +88,9 @@ def context(tokens: Sequence[str], values: Sequence[float]) -> str:
             parts.append(shown)
             continue
         peak = ' class="peak"' if value == top else ""
-        parts.append(f'<mark{peak} style="--share:{0.12 + 0.5 * value / top:.2f}" title="{value:.2f}">{shown}</mark>')
+        word = shown.lstrip()
+        lead, share = shown[: len(shown) - len(word)], 0.12 + 0.5 * value / top
+        parts.append(f'{lead}<mark{peak} style="--share:{share:.2f}" title="{value:.2f}">{word}</mark>')
     return "".join(parts).strip()
 
 

@@ -55,7 +55,7 @@ def baselines(labels: Labels) -> str:
 
 def effects(causal: Causal) -> str:
     """Causal effects against controls: both distributions, and the strongest features by name."""
-    tested = min(sum(one["z"] is not None for one in causal.verdicts), draw.ROWS)
+    tested = min(len(causal.tested), draw.ROWS)
     below = 0.6 + 0.19 * max(tested, 2)
     with figure(7.6, 1.9 + below, nrows=2, height_ratios=[1.9, below], sharex=True) as (_, axes, made):
         draw.effect_histogram(axes[0][0], causal, PALETTE)

@@ -6,7 +6,7 @@ import yaml
 
 from sae_emotions.lookup import Run
 from sae_emotions.lookup_tables import Row
-from sae_emotions.lookup_text import number, p_value
+from sae_emotions.lookup_text import number, p_value, visible
 from sae_emotions.report import html, plots, story
 from sae_emotions.report.findings import Causal, Findings, Found, Labels
 from sae_emotions.report.summary import causal_numbers, label_numbers, mean
@@ -19,11 +19,15 @@ def head(found: Findings) -> str:
     stored = (found.info.get("model") or {}).get("stored")
     kicker = f"{found.config.model.source}" + (f" · weights stored as {stored}" if stored else "")
     links = "".join(f'<li><a href="#{one.name}">{html.escaped(one.name)}</a></li>' for one in found.dictionaries)
-    return (
-        f"<header><h1>{html.escaped(found.config.name)}</h1>{html.paragraphs([kicker], 'kicker')}"
-        f"{html.paragraphs(story.in_short(found), 'lead')}{html.tiles(_tiles(found))}"
-        f'<nav aria-label="Sections"><ul>{links}<li><a href="#provenance">Provenance</a></li></ul></nav></header>'
-    )
+    links += '<li><a href="#provenance">Provenance</a></li>'
+    parts = [
+        f"<h1>{html.escaped(found.config.name)}</h1>",
+        html.paragraphs([kicker], "kicker"),
+        html.paragraphs(story.in_short(found), "lead"),
+        html.tiles(_tiles(found)),
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
+    ]
+    return f"<header>{''.join(parts)}</header>"
 
 
 def _tiles(found: Findings) -> list[tuple[str, str]]:
@@ -68,9 +72,9 @@ def dictionary(one: Found, run: Run) -> str:
 def _labels(labels: Labels, name: str) -> str:
     numbers = label_numbers(labels)
     label = (
-        f"{numbers['features']} labelled features and {numbers['confirmed_concepts']} confirmed concepts; "
-        "permuted labels "
-        f"give {number(numbers['null_features'], 2)} and {number(numbers['null_confirmed_concepts'], 2)} on average."
+        f"{numbers['features']} labelled features and {numbers['confirmed_concepts']} confirmed concepts; permuted "
+        f"labels give {number(numbers['null_features'], 2)} and {number(numbers['null_confirmed_concepts'], 2)} on "
+        "average."
     )
     caption = (
         "Left: how well the chosen features read their concepts. Right: what the whole rule finds in permuted labels."
@@ -111,11 +115,9 @@ def _concepts(labels: Labels, name: str) -> str:
             ]
         )
     caption = (
-        f"All {len(labels.concepts)} concepts with the one feature chosen for each on the selection texts. "
-        "AUROC is held out: "
-        "the mean over cells, then each cell; dense and TF-IDF are means over cells. The verdict is that of "
-        "the feature, for "
-        "the concept it is labelled with."
+        f"All {len(labels.concepts)} concepts with the one feature chosen for each on the selection texts. AUROC is "
+        "held out: the mean over cells, then each cell; dense and TF-IDF are means over cells. The verdict is that "
+        "of the feature, for the concept it is labelled with."
     )
     last = len(header) - 1
     weak = (not one["confirmed"] for one in labels.concepts)
@@ -127,11 +129,10 @@ def _concepts(labels: Labels, name: str) -> str:
 def _causal(causal: Causal, name: str) -> str:
     lines = story.causal(causal)
     figure = ""
-    if any(one["z"] is not None for one in causal.verdicts):
+    if causal.tested:
         caption = (
-            "Above: the removal's effect on the concept's own word, for labelled features and for held-back "
-            "controls matched "
-            "on the same texts and positions. Below: the strongest features by name and number."
+            "Above: the removal's effect on the concept's own word, for labelled features and for held-back controls "
+            "matched on the same texts and positions. Below: the strongest features by name and number."
         )
         figure = html.figure(plots.effects(causal), f"{name}-c-", " ".join(lines), caption)
     header = ["feature", "label", "verdict", "texts", "effect", "z", "q", "own word's rank", "KL", "reason"]
@@ -151,9 +152,9 @@ def _causal(causal: Causal, name: str) -> str:
         for one in causal.verdicts
     ]
     caption = (
-        "All labelled features, strongest effect first. Effect: change of the word's log-probability in nats, "
-        "less that of "
-        "words outside its family. KL: nats a token on neutral text; ! marks more than 95% of the controls have."
+        "All labelled features, strongest effect first. Effect: change of the word's log-probability in nats, less "
+        "that of words outside its family. KL: nats a token on neutral text; ! marks more than 95% of the controls "
+        "have."
     )
     rest = html.table(f"{name}-effects", caption, header, body, frozenset({0, 1, 2, 9}))
     return "<h3>Causal test</h3>" + html.paragraphs(lines) + figure + rest
@@ -178,22 +179,22 @@ def _card(row: Row, one: Found, run: Run, tested: Row | None) -> str:
     facts += f" · active in {100 * (row['density'] or 0):.2f}% of tokens"
     if tested and tested["effect"] is not None:
         facts += f" · effect {html.signed(tested['effect'])} nats, z {html.signed(tested['z'], 1)}"
-    mark = f" {html.verdict(tested['verdict'])}" if tested else ""
+    mark = f'<p class="facts">causal test: {html.verdict(tested["verdict"])}</p>' if tested else ""
     lines = [
         f"<li><b>{example.value:.2f}</b><span>{html.context(example.tokens, example.values)}</span></li>"
         for example in run.feature(row["feature"], one.name).examples()[:CONTEXTS]
     ]
     lens = [_lens(name, row[f"{side}_tokens"]) for side, name in (("top", "raises"), ("bottom", "lowers"))]
     return (
-        f'<article class="card"><h4>{html.escaped(row["label"])} · feature {row["feature"]}{mark}</h4>'
-        f'<p class="facts">{html.escaped(facts)}</p>{"".join(lens)}<ol>{"".join(lines)}</ol></article>'
+        f'<article class="card"><h4>{html.escaped(row["label"])} · feature {row["feature"]}</h4>'
+        f'<p class="facts">{html.escaped(facts)}</p>{mark}{"".join(lens)}<ol>{"".join(lines)}</ol></article>'
     )
 
 
 def _lens(name: str, tokens: list[str] | None) -> str:
     if not tokens:
         return ""
-    shown = " ".join(f"<code>{html.escaped(repr(token)[1:-1])}</code>" for token in tokens[:TOKENS])
+    shown = " ".join(f"<code>{html.escaped(visible(token))}</code>" for token in tokens[:TOKENS])
     return f'<p class="lens">{name} {shown}</p>'
 
 

@@ -57,8 +57,7 @@ def dictionary(one: Found) -> list[str]:
     made = "was loaded, not trained here" if quality.get("pretrained") else "was trained here"
     lines = [
         f"A {quality.get('architecture') or 'sparse'} dictionary of {quality['d_sae']:,} features for block "
-        f"{one.block} "
-        f"{made}."
+        f"{one.block} {made}."
     ]
     facts = []
     if quality.get("l0") is not None:
@@ -68,8 +67,7 @@ def dictionary(one: Found) -> list[str]:
     if quality.get("ce_recovered") is not None:
         facts.append(
             f"keeps {quality['ce_recovered']:.1%} of what the block tells the rest of the model (cross-entropy "
-            "recovered "
-            "when it is spliced in)"
+            "recovered when it is spliced in)"
         )
     if facts:
         lines.append(f"On held-out text it {listed(facts)}.")
@@ -82,12 +80,16 @@ def dictionary(one: Found) -> list[str]:
 def labels(found: Labels) -> list[str]:
     """What was labelled, against the null."""
     numbers = label_numbers(found)
-    hold = f"{numbers['features']:,} of these hold" if numbers["features"] else "none of these holds"
     lines = [
-        f"{found.screened:,} of {found.features:,} features pass the screen on the selection texts in both registers. On "
-        f"held-out topics {hold}: these are the labelled features, with {count(numbers['concepts'], 'concept')} between "
-        "them."
+        f"{found.screened:,} of {found.features:,} features pass the screen on the selection texts in both registers."
     ]
+    if numbers["features"]:
+        lines.append(
+            f"{numbers['features']:,} of these hold on held-out topics: they are the labelled features, with "
+            f"{count(numbers['concepts'], 'concept')} between them."
+        )
+    else:
+        lines.append("None of these holds on held-out topics, so no feature is labelled.")
     if found.one_register:
         parts = [f"{number:,} {status}" for status, number in sorted(found.one_register.items())]
         lines.append(f"Evidence in one register alone is no label: {listed(parts)}.")
@@ -114,9 +116,8 @@ def comparison(found: Labels) -> list[str]:
     lines = []
     if shown:
         lines.append(
-            "The feature chosen for a concept tells its texts from the others of the same topic with a mean "
-            "held-out AUROC "
-            f"of {listed(shown)} (0.5 is chance; all concepts count, confirmed or not)."
+            "The feature chosen for a concept tells its texts from the others of the same topic with a mean held-out "
+            f"AUROC of {listed(shown)} (0.5 is chance; all concepts count, confirmed or not)."
         )
     for baseline, name in NAMES.items():
         pairs = [(c, numbers[f"{baseline}_auroc_{c}"], numbers[f"auroc_{c}"]) for c in found.cells]
@@ -140,10 +141,12 @@ def causal(found: Causal) -> list[str]:
     """What removing the features does, against controls."""
     numbers = causal_numbers(found)
     total = numbers["tested"] + numbers["not_testable"]
+    if not total:
+        return ["There is no labelled feature, so nothing was tested."]
     lines = [
-        f"Each of the {count(total, 'labelled feature')} was to be removed from held-out texts in which it "
-        "fires, and the "
-        f"concept's own word read out; {numbers['tested']:,} could be tested, {numbers['not_testable']:,} could not."
+        f"Each of the {count(total, 'labelled feature')} was to be removed from held-out texts in which it fires, and "
+        f"the concept's own word read out; {numbers['tested']:,} could be tested, {numbers['not_testable']:,} could "
+        "not."
     ]
     if not numbers["tested"]:
         return lines
@@ -152,9 +155,8 @@ def causal(found: Causal) -> list[str]:
     if passed is not None and judged:
         same = f" By the same rule {passed:,} of {judged:,} matched controls would be ({passed / judged:.1%})."
     lines.append(
-        f"{count(numbers['confirmed'], 'feature is', 'features are')} causal: the word becomes less likely "
-        "than removing "
-        f"matched unlabelled features makes it.{same}"
+        f"{count(numbers['confirmed'], 'feature is', 'features are')} causal: the word becomes less likely than "
+        f"removing matched unlabelled features makes it.{same}"
     )
     strongest = [one for one in found.verdicts if one["verdict"] == "causal"][:4]
     if strongest:
@@ -163,9 +165,8 @@ def causal(found: Causal) -> list[str]:
     rest = numbers["tested"] - numbers["confirmed"]
     if rest:
         lines.append(
-            f"For {count(rest, 'tested feature')} no effect was shown: they read the concept, but whether the "
-            "model's word "
-            "depends on them is open."
+            f"For {count(rest, 'tested feature')} no effect was shown: they read the concept, but whether the model's "
+            "word depends on them is open."
         )
     flagged = sum(bool(one["kl_flag"]) for one in found.verdicts)
     if flagged:
@@ -182,24 +183,21 @@ def in_short(found: Findings) -> list[str]:
         return ["No dictionary of this run is labelled yet."]
     numbers = label_numbers(first.labels)
     lines = [
-        f"{count(numbers['features'], 'feature')} of {first.name} read one of "
-        f"{count(numbers['concepts'], 'concept')} on "
-        f"topics never used to choose them; permuted labels give {numbers['null_features'] or 0:.2f}."
+        f"{count(numbers['features'], 'feature')} of {first.name} read one of {count(numbers['concepts'], 'concept')} "
+        f"on topics never used to choose them; permuted labels give {numbers['null_features'] or 0:.2f}."
     ]
     ours = mean(numbers[f"auroc_{c}"] for c in first.labels.cells)
     dense = mean(numbers[f"dense_auroc_{c}"] for c in first.labels.cells)
     if ours is not None and dense is not None:
         word = "below" if ours < dense else "not below"
         lines.append(
-            f"A single feature reads its concept with a mean held-out AUROC of {ours:.3f}, {word} the "
-            f"{dense:.3f} of a dense vector "
-            "made from the same texts."
+            f"A single feature reads its concept with a mean held-out AUROC of {ours:.3f}, {word} the {dense:.3f} of "
+            "a dense vector made from the same texts."
         )
     if first.causal:
         done = causal_numbers(first.causal)
         lines.append(
-            f"{done['confirmed']:,} of {count(done['tested'], 'tested feature')} also change what the model "
-            "says when removed, "
-            "beyond matched controls."
+            f"{done['confirmed']:,} of {count(done['tested'], 'tested feature')} also change what the model says when "
+            "removed, beyond matched controls."
         )
     return lines

@@ -38,16 +38,15 @@ def _dictionary(one: Found, concepts: int) -> str:
     counts = label_numbers(labels)
     lines.append(
         f"{counts['features']} labelled features on {counts['concepts']} concepts and {counts['confirmed_concepts']} "
-        f"confirmed concepts of {len(labels.concepts)}; permuted labels give "
-        f"{number(counts['null_features'], 2)} labelled "
-        f"features on average ({counts['permutations'] or 0} permutations)."
+        f"confirmed concepts of {len(labels.concepts)}; permuted labels give {number(counts['null_features'], 2)} "
+        f"labelled features on average ({counts['permutations'] or 0} permutations)."
     )
     if one.causal:
         causal = causal_numbers(one.causal)
         lines.append(
             f"{causal['confirmed']} of {causal['tested']} tested features are causal, "
-            f"{_count(causal['controls_confirmed'])} of {causal['controls_tested']} matched controls by the same rule; "
-            f"{causal['not_testable']} features are not testable."
+            f"{_count(causal['controls_confirmed'])} of {causal['controls_tested']} matched controls by the same "
+            f"rule; {causal['not_testable']} features are not testable."
         )
     return "\n".join([title, "", *lines])
 

@@ -113,9 +113,7 @@ def serve(run: str | Path, port: int) -> None:
     app = create_app(run)
     with _listening(port) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        say(
-            f"Serving {run} to this machine at {address}/v1/run; {address}/openapi.json describes it. Ctrl-C ends."
-        )
+        say(f"Serving {run} to this machine at {address}/v1/run; {address}/openapi.json describes it. Ctrl-C ends.")
         config = uvicorn.Config(app, log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[listener])
 
