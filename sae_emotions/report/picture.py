@@ -33,6 +33,8 @@ def picture(run: str | Path, path: str | Path, dictionary: str | None = None) ->
     if not drawn or drawn[0].labels is None:
         raise UserError(f"There is no labelled dictionary{f' {dictionary}' if dictionary else ''} in {run} to draw.")
     labels, causal = drawn[0].labels, drawn[0].causal
+    if causal and not causal.tested:
+        causal = None
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
