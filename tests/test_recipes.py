@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from sae_emotions.cli import main
 from sae_emotions.config import load_config
 
 TRAIN = Path(__file__).parents[1] / "train"
@@ -53,6 +54,21 @@ def test_recipe(path: Path) -> None:
     if path.stem != "smollm2-135m":
         assert config.note == "not run here: needs the hub and a GPU"
     assert f"`{path.name}`" in (TRAIN / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_dry_run_needs_no_hub(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = {"device": "cpu", "fp32_gflops": 1e3, "bf16_gflops": 1e5, "fast_bf16": True}
+    monkeypatch.setattr("sae_emotions.machine.measure", lambda: measured)
+    out = tmp_path / "run"
+    assert main(["run", str(path), "--out", str(out), "--dry-run"]) == 0
+    assert not out.exists()
+    printed = "".join(capsys.readouterr())
+    assert f"of {MODELS[path.stem].blocks} blocks" in printed
+    for dictionary in load_config(path).dictionaries:
+        assert f"ablate {dictionary.name}" in printed
 
 
 def test_pretrained_dictionaries_exist(releases: dict[str, Any]) -> None:
