@@ -33,6 +33,11 @@ class _Index(NamedTuple):
     tokens: dict[str, list[tuple[int, int]]]
     """lower-cased token without spaces -> (rank in a feature's logit lens, feature)"""
 
+    def verdict(self, number: int | None, concept: str, *names: str) -> Row:
+        """Columns of the verdict on a feature for `concept`; None each where it was tested for another one or not."""
+        found = self.verdicts.get(-1 if number is None else number, {})
+        return {name: found.get(name) if found.get("concept") == concept else None for name in names}
+
 
 def open(path: str | Path) -> "Run":  # noqa: A001 - read as sae_emotions.open
     """Open a run folder for reading. Raises `UserError` where it is none."""
@@ -83,7 +88,7 @@ class Feature:
     @property
     def verdict(self) -> str | None:
         """causal, not shown or not testable; None where no causal test was made."""
-        return self.finding["verdict"]
+        return (self.causal or {}).get("verdict")
 
     @property
     def causal(self) -> Row | None:
@@ -164,11 +169,12 @@ class Run:
         return self._index(self.dictionary(dictionary)).cells
 
     def concepts(self, dictionary: str | None = None) -> list[Row]:
-        """One mapping a concept, in the set's order: the columns of concepts.parquet and its feature's verdict."""
+        """One mapping a concept, in the set's order: the columns of concepts.parquet, and the verdict on its feature.
+
+        The verdict is None where the feature was not tested for this very concept.
+        """
         index = self._index(self.dictionary(dictionary))
-        return [
-            {**one, "verdict": index.verdicts.get(one["feature"], {}).get("verdict")} for one in index.concepts.values()
-        ]
+        return [{**one, **index.verdict(one["feature"], name, "verdict")} for name, one in index.concepts.items()]
 
     def resolve(self, word: str, dictionary: str | None = None) -> list[str]:
         """Concepts that `word` names: a concept; else all of a family; else those with a word that starts with it.
@@ -281,7 +287,6 @@ class Run:
         own, about = self._feature_row(number, name), index.concepts.get(concept, {})
         chosen = about.get("feature") == number
         scores = own if own["concept"] == concept else about
-        verdict = index.verdicts.get(number, {})
         return plain(
             {
                 "id": str(number),
@@ -297,7 +302,7 @@ class Run:
                 "p": scores.get("p"),
                 "q": own["q"] if own["concept"] == concept else None,
                 "q_concept": about.get("q") if chosen else None,
-                **{key: verdict.get(key) for key in ("verdict", "effect", "z")},
+                **index.verdict(number, concept, "verdict", "effect", "z"),
             }
         )
 

@@ -112,6 +112,7 @@ def feature_card(found: "Feature", colour: bool = False, width: int | None = Non
 def _scores(feature: Row) -> str:
     held = [one for one in feature["scores"] if one["split"] == "held_out"]
     held = held or [one for one in feature["scores"] if one["split"] == "selection"]
+    held.sort(key=lambda one: (one["concept"] != feature["concept"], one["concept"]))
     body = [
         [
             one["concept"],

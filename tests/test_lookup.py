@@ -46,6 +46,7 @@ def test_the_feature_chosen_for_a_concept_is_found_with_that_concepts_scores(run
     concept = next(one for one in run.concepts() if one["concept"] == "startled")
     assert (found.number, found.label) == (3, "afraid")
     assert found.auroc == concept["auroc_held_out"] != run.find("afraid")[1].auroc
+    assert found.verdict == "causal" and found.finding["verdict"] is None and concept["verdict"] is None
     assert found.q is None and found.finding["q_concept"] == pytest.approx(0.3)
 
 

@@ -38,9 +38,9 @@ def tidy(axes: Axes, palette: Palette, grid: str = "x") -> None:
     axes.patch.set_alpha(0)
 
 
-def title(axes: Axes, text: str, palette: Palette) -> None:
-    """A left-aligned title."""
-    axes.set_title(text, loc="left", fontsize=9, color=palette.ink, pad=8)
+def title(axes: Axes, text: str, palette: Palette, pad: float = 8) -> None:
+    """A left-aligned title, `pad` points above the axes."""
+    axes.set_title(text, loc="left", fontsize=9, color=palette.ink, pad=pad)
 
 
 def training(axes: Sequence[Axes], table: pa.Table, palette: Palette) -> None:
@@ -56,7 +56,7 @@ def training(axes: Sequence[Axes], table: pa.Table, palette: Palette) -> None:
         shown = values[np.isfinite(values)]
         if len(shown):
             # The first steps are far above all others and would flatten the curve.
-            top = max(float(np.quantile(shown, 0.97)) * 1.15, 1e-3)
+            top = max(float(np.quantile(shown, 0.97)) * 1.15, 0.01)
             one.set_ylim(0 if name != "loss" else max(0.0, float(shown.min()) - 0.1 * (top - float(shown.min()))), top)
 
 
@@ -78,11 +78,13 @@ def auroc_histogram(axes: Axes, labels: Labels, palette: Palette) -> None:
     tidy(axes, palette, "y")
     low = min([0.5, *every, *null])
     axes.set_xlim(max(0.2, np.floor(low * 20) / 20 - 0.025), 1)
-    title(axes, "Held-out AUROC of each concept's chosen feature", palette)
+    title(axes, "Held-out AUROC of each concept's chosen feature", palette, 22)
     axes.set_xlabel("AUROC, mean over cells (dashed: chance)", fontsize=8, color=palette.muted)
     axes.set_ylabel("concepts", fontsize=8, color=palette.muted)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
-    axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink, loc="upper left")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    # Above the axes: the bars may reach every corner.
+    look = {"frameon": False, "fontsize": 8, "labelcolor": palette.ink, "handlelength": 1.2, "columnspacing": 1.2}
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=3, borderpad=0.2, **look)
 
 
 def null_counts(axes: Axes, labels: Labels, palette: Palette) -> None:
@@ -117,7 +119,7 @@ def null_counts(axes: Axes, labels: Labels, palette: Palette) -> None:
     largest = max([1, *(count for count, _ in real.values())])
     axes.set_xlim(-0.12 * largest, largest * 1.12)
     axes.set_xlabel("count (grey: permutations of the labels)", fontsize=8, color=palette.muted)
-    title(axes, "Real labels against permuted ones", palette)
+    title(axes, "Real labels against permuted ones", palette, 22)
 
 
 def baselines(axes: Axes, labels: Labels, palette: Palette) -> None:
@@ -144,7 +146,7 @@ def baselines(axes: Axes, labels: Labels, palette: Palette) -> None:
     tidy(axes, palette)
     axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], color=palette.ink)
     axes.set_ylim(len(labels.cells) * 4 - 1.2, -1.3)
-    axes.set_xlim(right=1.0)
+    axes.set_xlim(right=1.012)
     title(axes, "Held-out AUROC over all concepts", palette)
     axes.set_xlabel("dot: mean; bars: middle 50% and 80% of concepts", fontsize=8, color=palette.muted)
 
@@ -156,7 +158,7 @@ def _spread(axes: Axes, y: float, values: list[float], colour: str, palette: Pal
     axes.plot([far_low, far_high], [y, y], color=colour, linewidth=1.4, alpha=0.45, solid_capstyle="butt")
     axes.plot([low, high], [y, y], color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt")
     centre = float(np.mean(values))
-    axes.plot(centre, y, "o", color=colour, markersize=5.5)
+    axes.plot(centre, y, "o", color=colour, markersize=5.5, clip_on=False)
     axes.annotate(
         f"{centre:.3f}", (centre, y), (0, 6), textcoords="offset points", ha="center", fontsize=7.5, color=palette.ink
     )

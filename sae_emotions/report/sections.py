@@ -17,7 +17,7 @@ OPEN_CARDS, CONTEXTS, TOKENS = 8, 4, 8
 def head(found: Findings) -> str:
     """Title, the run in short, the large numbers, and where to go."""
     stored = (found.info.get("model") or {}).get("stored")
-    kicker = f"{found.config.model.source}" + (f" · weights stored as {stored}" if stored else "")
+    kicker = story.model_name(found) + (f" · weights stored as {stored}" if stored else "")
     links = "".join(f'<li><a href="#{one.name}">{html.escaped(one.name)}</a></li>' for one in found.dictionaries)
     links += '<li><a href="#provenance">Provenance</a></li>'
     parts = [
@@ -116,8 +116,8 @@ def _concepts(labels: Labels, name: str) -> str:
         )
     caption = (
         f"All {len(labels.concepts)} concepts with the one feature chosen for each on the selection texts. AUROC is "
-        "held out: the mean over cells, then each cell; dense and TF-IDF are means over cells. The verdict is that "
-        "of the feature, for the concept it is labelled with."
+        "held out: the mean over cells, then each cell; dense and TF-IDF are means over cells. The causal verdict is "
+        "a dash where the feature was not tested for this very concept, as when it is labelled with another."
     )
     last = len(header) - 1
     weak = (not one["confirmed"] for one in labels.concepts)
@@ -208,7 +208,6 @@ def provenance(found: Findings) -> str:
     config = yaml.safe_dump(json.loads(found.config.model_dump_json()), sort_keys=False, allow_unicode=True)
     return (
         '<h2 id="provenance">Provenance</h2>'
-        + html.paragraphs(story.overview(found))
         + html.definitions(items)
         + "<h3>Time spent</h3>"
         + html.definitions(stages)

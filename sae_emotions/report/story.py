@@ -7,6 +7,13 @@ from sae_emotions.report.summary import causal_numbers, label_numbers, mean
 
 NAMES = {"dense": "the dense vector (difference of means)", "tfidf": "a bag of words (TF-IDF)"}
 
+ARCHITECTURES = {
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "jumprelu": "JumpReLU",
+    "matryoshka_batchtopk": "Matryoshka BatchTopK",
+}
+
 
 def count(number: int, one: str, many: str | None = None) -> str:
     """`1 feature`, `2 features`, `no features`."""
@@ -27,6 +34,11 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def model_name(found: Findings) -> str:
+    """The last part of the model's source: what people call it."""
+    return found.config.model.source.rstrip("/").rpartition("/")[2]
+
+
 def overview(found: Findings) -> list[str]:
     """What was read, with which model."""
     model = found.info.get("model") or {}
@@ -37,7 +49,7 @@ def overview(found: Findings) -> list[str]:
     blocks = [str(block) for block in sorted(found.config.harvest.blocks)]
     where = f"after block {blocks[0]}" if len(blocks) == 1 else f"after blocks {listed(blocks)}"
     lines = [
-        f"{found.config.model.source}{about} read {tokens} and the texts of the concept set; its residual stream was "
+        f"{model_name(found)}{about} read {tokens} and the texts of the concept set; its residual stream was "
         f"kept {where}, token by token."
     ]
     if model.get("stored") and "bit" in str(model["stored"]):
@@ -54,10 +66,10 @@ def dictionary(one: Found) -> list[str]:
     quality = one.quality
     if not quality:
         return [f"The dictionary {one.name} is not there yet."]
+    kind = str(quality.get("architecture") or "sparse")
     made = "was loaded, not trained here" if quality.get("pretrained") else "was trained here"
     lines = [
-        f"A {quality.get('architecture') or 'sparse'} dictionary of {quality['d_sae']:,} features for block "
-        f"{one.block} {made}."
+        f"A {ARCHITECTURES.get(kind, kind)} dictionary of {quality['d_sae']:,} features for block {one.block} {made}."
     ]
     facts = []
     if quality.get("l0") is not None:
@@ -98,12 +110,13 @@ def labels(found: Labels) -> list[str]:
         f"{count(numbers['confirmed_concepts'], 'concept is', 'concepts are')} confirmed on held-out topics, "
         f"{count(len(found.concepts) - numbers['confirmed_concepts'], 'is', 'are')} not."
     )
-    if found.null:
-        permuted = found.null.get("labelled_features") or []
-        most = f", {max(permuted)} at most" if permuted else ""
+    permuted = found.null.get("labelled_features")
+    if permuted:
+        gives = "labels no feature in any of them"
+        if any(permuted):
+            gives = f"labels {mean(permuted):.2f} features on average there, {max(permuted)} at most"
         lines.append(
-            f"The same rule was applied to {found.null.get('permutations', len(permuted))} permutations of the labels "
-            f"within topics. It labels {numbers['null_features']:.2f} features on average there{most}, against "
+            f"The same rule was applied to {len(permuted)} permutations of the labels within topics. It {gives}, against "
             f"{numbers['features']:,} with the real labels."
         )
     return lines
