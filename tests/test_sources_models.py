@@ -156,6 +156,17 @@ def test_a_half_gone_unpacked_folder_is_made_anew(tmp_path: Path, cache: Path) -
     assert weights.read_bytes() == whole
 
 
+def test_an_unpacked_folder_of_another_file_is_not_believed(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    digest = load_model(ModelConfig(source=str(path)), torch.float32).info["sha256"]
+    folder = gguf_files.converted_folder(digest)
+    assert gguf_files.is_converted(folder, digest)
+    assert not gguf_files.is_converted(
+        folder, digest[:16] + "0" * 48
+    )  # the folder's name holds the first 16 digits only
+
+
 def test_a_gguf_in_a_wheel_is_found_in_the_cache_without_the_wheel(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sae_emotions.config import TextConfig, TextSource
 from sae_emotions.errors import UserError
+from sae_emotions.sources import text
 from sae_emotions.sources.known import known_model, known_sources
 from sae_emotions.sources.tables import kind_of, read_column
 from sae_emotions.sources.text import Document, documents
@@ -91,6 +92,18 @@ def test_the_seed_alone_decides_the_order(tmp_path: Path, tokenizer: Any) -> Non
     assert sorted(first) == sorted(other)
     assert [d.key for d in first] != sorted(d.key for d in first)
     assert all(d.text == f"text number {d.key.removeprefix('texts.jsonl:')}" for d in first)
+
+
+def test_a_table_beyond_memory_is_permuted_block_by_block(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "_SHUFFLED_CHARACTERS", 600)
+    path = jsonl(tmp_path, [f"number {i:04} of many" for i in range(90)])  # 19 characters each: 32 documents a block
+    rows = [int(d.key.removeprefix("texts.jsonl:")) for d in read(tokenizer, {"source": path})]
+    for start in range(0, 90, 32):
+        block = rows[start : start + 32]
+        assert block != sorted(block)
+        assert sorted(block) == list(range(start, min(start + 32, 90)))
 
 
 def test_weights_are_shares_of_tokens(tmp_path: Path, tokenizer: Any) -> None:
