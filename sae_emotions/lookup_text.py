@@ -201,7 +201,7 @@ def read_table(reading: Reading, colour: bool = False, width: int | None = None)
     unread = sum(not token.read for token in tokens)
     foot = (
         f"{len(active)} of {len(tokens)} tokens carry a labelled feature of {reading.dictionary}; "
-        f"{unread} are never read (opening and special tokens)."
+        f"not read: {unread} (opening and special tokens)."
     )
     return "\n\n".join([text, "\n".join(lines), foot])
 

@@ -193,7 +193,7 @@ def test_the_read_table_marks_the_text():
     reading = Reading("one", "A dread", (ReadToken(0, "A", False, ()), token))
     shown = read_table(reading)
     assert shown.startswith("A [dread]") and "afraid 2.50 (feature 3), joyful 0.10 (feature 8)" in shown
-    assert "1 of 2 tokens carry" in shown and "1 are never read" in shown
+    assert "1 of 2 tokens carry" in shown and "not read: 1" in shown
     assert reading.to_dict()["tokens"][1]["features"][0] == {
         "id": "3", "feature": 3, "label": "afraid", "value": 2.5, "share": 0.5,
     }  # fmt: skip

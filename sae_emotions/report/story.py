@@ -116,8 +116,8 @@ def labels(found: Labels) -> list[str]:
         if any(permuted):
             gives = f"labels {mean(permuted):.2f} features on average there, {max(permuted)} at most"
         lines.append(
-            f"The same rule was applied to {len(permuted)} permutations of the labels within topics. It {gives}, against "
-            f"{numbers['features']:,} with the real labels."
+            f"The same rule was applied to {len(permuted)} permutations of the labels within topics. It {gives}, "
+            f"against {numbers['features']:,} with the real labels."
         )
     return lines
 
