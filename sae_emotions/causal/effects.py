@@ -1,0 +1,173 @@
+"""Effects of all removals on the common texts: which runs are needed, and what they say of each feature.
+
+Shapes: F features, T texts, L latents, C concepts, W words, S positions of a text and its prompt, K controls, R random
+directions, D residual width.
+
+One run of a control on a text gives the change of every word it was asked for, so it serves every feature that uses
+that text and is matched with that control.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sae_emotions.causal.controls import Matched
+from sae_emotions.causal.readouts import WordTree
+from sae_emotions.causal.runs import Removal, Text, word_changes
+from sae_emotions.upper import Upper
+
+Key = tuple[str, int, int]
+"""kind, latent's place / feature / concept, number of the random direction or 0"""
+
+
+class Words(NamedTuple):
+    """What is compared with what, by number of the word."""
+
+    own_F: np.ndarray
+    outside: tuple[np.ndarray, ...]
+    """per feature: the words outside its family that its own word is compared with"""
+
+
+class Design(NamedTuple):
+    """Everything that decides which removals are run."""
+
+    texts: Sequence[Text]
+    acts: Sequence[torch.Tensor]
+    """per text: acts_SL, on the CPU"""
+    features_F: np.ndarray
+    """places of the features among the L latents"""
+    uses: Sequence[np.ndarray]
+    """per feature: its texts"""
+    matches: Sequence[Matched]
+    words: Words
+    directions_LD: torch.Tensor
+    dense_CD: torch.Tensor
+    """unit vectors, one a concept"""
+    random_FRD: torch.Tensor
+    """unit vectors"""
+
+
+def words_of(tree: WordTree, families: Sequence[str | None], own_F: np.ndarray) -> Words:
+    """Each feature's word is compared with the one-token words outside its family: they cost no nodes.
+
+    Where a tokenizer leaves fewer than 20 words whole, with all words outside the family; and with all other words where
+    the family is everything.
+    """
+    single_W = tree.single()
+    base_W = single_W if single_W.sum() >= 20 else np.ones(len(families), bool)
+    outside = []
+    for own in own_F:
+        kin_W = np.array([family is not None and family == families[own] for family in families])
+        kin_W[own] = True
+        chosen_W = base_W & ~kin_W
+        if not chosen_W.any():
+            chosen_W = np.arange(len(families)) != own
+        outside.append(np.flatnonzero(chosen_W))
+    return Words(np.asarray(own_F), tuple(outside))
+
+
+def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Removal]]:
+    """All removals to run on text t."""
+    text, acts_SL = design.texts[t], design.acts[t]
+    device = text.x_QD.device
+    every = tuple(range(len(tree.tokens)))
+    needed = [tree.nodes_of([own, *out]) for own, out in zip(*design.words, strict=True)]
+    controls: dict[int, set[int]] = {}
+    dense: dict[int, tuple[int, ...]] = {}
+
+    def of_latent(place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        positions_P = torch.nonzero(acts_SL[:, place] > 0)[:, 0]
+        return positions_P.to(device), acts_SL[positions_P, place].to(device)
+
+    for f, place in enumerate(design.features_F):
+        if t not in design.uses[f]:
+            continue
+        positions_P, amount_P = of_latent(int(place))
+        direction_D = design.directions_LD[place].to(device)
+        yield ("feature", f, 0), Removal(positions_P, amount_P, direction_D, every)
+        for r, random_D in enumerate(design.random_FRD[f]):
+            yield ("random", f, r), Removal(positions_P, amount_P * direction_D.norm(), random_D.to(device), needed[f])
+        dense[int(design.words.own_F[f])] = needed[f]
+        for control in design.matches[f].controls_K:
+            controls.setdefault(int(control), set()).update(needed[f])
+    for concept, nodes in dense.items():
+        vector_D = design.dense_CD[concept].to(device)
+        positions_P = torch.nonzero(text.keep_Q)[:, 0]
+        yield ("dense", concept, 0), Removal(positions_P, text.x_QD[positions_P].float() @ vector_D, vector_D, nodes)
+    for place, wanted in controls.items():
+        positions_P, amount_P = of_latent(place)
+        if len(positions_P):
+            direction_D = design.directions_LD[place].to(device)
+            yield ("control", place, 0), Removal(positions_P, amount_P, direction_D, tuple(sorted(wanted)))
+
+
+def count_runs(design: Design, tree: WordTree) -> int:
+    """How many removals `measure` will run."""
+    return sum(1 for t in range(len(design.texts)) for _ in _removals(design, tree, t))
+
+
+class Measured(NamedTuple):
+    """Changes of the words, nats, and what it took."""
+
+    changes: dict[Key, dict[int, np.ndarray]]
+    """key -> text -> change_W; a control that is silent in a text has no entry there: it changes nothing"""
+    nothing: float
+    """largest change of any word by a removal of zero, run among the others on the first texts"""
+    full_block_tokens: float
+    """what one full forward pass a removal and text would have computed"""
+
+
+def measure(upper: Upper, tree: WordTree, design: Design, done: Callable[[int], None]) -> Measured:
+    """Run every removal of the design, text by text."""
+    changes: dict[Key, dict[int, np.ndarray]] = {}
+    nothing = full = 0.0
+    for t, text in enumerate(design.texts):
+        found = list(_removals(design, tree, t))
+        if not found:
+            continue
+        zero = [found[0][1]._replace(amount_P=torch.zeros_like(found[0][1].amount_P))] if t < 4 else []
+        change_JW = word_changes(upper, tree, text, [removal for _, removal in found] + zero, done)
+        for (key, _), change_W in zip(found, change_JW, strict=False):
+            changes.setdefault(key, {})[t] = change_W
+        if zero:
+            nothing = max(nothing, float(np.nanmax(np.abs(change_JW[-1]))))
+        full += len(found) * len(text.packed.ids_Q) * (upper.last + 1)
+    return Measured(changes, nothing, full)
+
+
+class Effects(NamedTuple):
+    """Effects on each feature's word, nats: change of its log P less the mean change of the words outside its family."""
+
+    feature_F: np.ndarray
+    rank_F: np.ndarray
+    """rank of its own word among all words by the mean change; 1 is lowered most"""
+    dense_F: np.ndarray
+    controls: list[np.ndarray]
+    random: list[np.ndarray]
+
+
+def _effect(by_text: dict[int, np.ndarray], texts: np.ndarray, own: int, outside: np.ndarray) -> float:
+    rows = [by_text[int(t)] for t in texts if int(t) in by_text]
+    return float(sum(row[own] - row[outside].mean() for row in rows) / len(texts))
+
+
+def effects(measured: Measured, design: Design) -> Effects:
+    """Effects of each feature, its dense vector, its controls (in the order of its matches) and random directions."""
+    changes, words = measured.changes, design.words
+    feature, rank, dense, controls, random = [], [], [], [], []
+    for f, texts in enumerate(design.uses):
+        own, outside = int(words.own_F[f]), words.outside[f]
+        here = changes["feature", f, 0]
+        feature.append(_effect(here, texts, own, outside))
+        mean_W = np.mean([here[int(t)] for t in texts], axis=0)
+        rank.append(1 + int((mean_W < mean_W[own]).sum()))
+        dense.append(_effect(changes["dense", own, 0], texts, own, outside))
+        places = design.matches[f].controls_K
+        controls.append(
+            np.array([_effect(changes.get(("control", int(c), 0), {}), texts, own, outside) for c in places])
+        )
+        count = len(design.random_FRD[f])
+        random.append(np.array([_effect(changes["random", f, r], texts, own, outside) for r in range(count)]))
+    return Effects(np.array(feature), np.array(rank, dtype=int), np.array(dense), controls, random)

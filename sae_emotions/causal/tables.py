@@ -1,0 +1,206 @@
+"""Results of the causal test as tables and as a summary. F: features under test, K: controls, L: latents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, traits
+from sae_emotions.causal.effects import Design, Effects
+from sae_emotions.causal.material import Material
+from sae_emotions.causal.texts import Firing
+from sae_emotions.causal.verdict import DENSE_P, Judged
+from sae_emotions.config import AblateConfig
+from sae_emotions.schema import TABLES, write_table
+
+
+class Collateral(NamedTuple):
+    """Mean KL on neutral texts, nats a token."""
+
+    kl_F: np.ndarray
+    limit: float | None
+    """the controls' 95th percentile"""
+    controls: int
+    texts: int
+
+
+class Outcome(NamedTuple):
+    """All that the stage found."""
+
+    settings: AblateConfig
+    firing: Firing
+    uses: Sequence[np.ndarray]
+    """texts of every labelled feature, tested or not"""
+    enough: np.ndarray
+    """numbers of the labelled features that fire in enough texts; F of them"""
+    design: Design
+    effects: Effects
+    held: Sequence[np.ndarray]
+    """per feature: which of its controls are held back"""
+    judged: Judged
+    collateral: Collateral
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
+    rows = []
+    design, found, judged = outcome.design, outcome.effects, outcome.judged
+    for f, place in enumerate(design.features_F):
+        texts = design.uses[f]
+        seen = traits(outcome.firing, material.norms_L, texts)
+        unit = judged.unit_F[f]
+        shared = {
+            "feature": int(material.latents_L[place]),
+            "concept": material.concepts.concepts[int(material.own_F[place])].name,
+            "texts": len(texts),
+        }
+
+        def row(kind: str, control: int | None, half: str | None, effect: float, share: float, norm: float) -> None:
+            rows.append(
+                {
+                    **shared,  # noqa: B023 - called within this turn of the loop alone
+                    "kind": kind,
+                    "control": control,
+                    "half": half,
+                    "active_share": share,
+                    "removed_norm": norm,
+                    "effect": float(effect),
+                    "z": _number(effect / unit),  # noqa: B023
+                }
+            )
+
+        share, size = float(seen.share_L[place]), float(seen.size_L[place])
+        row("feature", None, None, found.feature_F[f], share, size)
+        row("dense", None, None, found.dense_F[f], 1.0, _dense_norm(design, f))
+        for k, (control, effect) in enumerate(zip(design.matches[f].controls_K, found.controls[f], strict=True)):
+            half = "held_back" if outcome.held[f][k] else "reference"
+            number = int(material.latents_L[control])
+            row("control", number, half, effect, float(seen.share_L[control]), float(seen.size_L[control]))
+        for r, effect in enumerate(found.random[f]):
+            row("random", r, None, effect, share, size)
+    return rows
+
+
+def _dense_norm(design: Design, f: int) -> float:
+    """Mean length of what the projection on the concept's dense vector removes."""
+    vector_D = design.dense_CD[int(design.words.own_F[f])]
+    texts = [design.texts[int(t)] for t in design.uses[f]]
+    return float(np.mean([(text.x_QD[text.keep_Q].float().cpu() @ vector_D).abs().mean().item() for text in texts]))
+
+
+def _verdict(outcome: Outcome, f: int) -> tuple[str, str]:
+    judged, q = outcome.judged, outcome.settings.q
+    if not np.isfinite(judged.z_F[f]):
+        return "not testable", "too few matched controls fire on its texts"
+    if not judged.tested_F[f]:
+        p = judged.dense_p_F[f]
+        return "not testable", f"removing its concept's dense vector does not move the word either (p = {p:.2g})"
+    if judged.confirmed_F[f]:
+        return "causal", f"q = {judged.q_F[f]:.2g} <= {q:g}"
+    if outcome.effects.feature_F[f] >= 0:
+        return "not shown", "its removal does not lower the word"
+    return "not shown", f"q = {judged.q_F[f]:.2g} > {q:g}"
+
+
+def _verdict_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
+    rows = []
+    place_of = {int(number): f for f, number in enumerate(outcome.enough)}
+    for number, own in enumerate(material.own_F):
+        shared = {
+            "feature": int(material.latents_L[number]),
+            "concept": material.concepts.concepts[int(own)].name,
+            "texts": len(outcome.uses[number]),
+        }
+        if number not in place_of:
+            reason = f"fires in {len(outcome.uses[number])} held-out texts; {outcome.settings.min_texts} are needed"
+            rows.append(shared | {"verdict": "not testable", "reason": reason})
+            continue
+        f = place_of[number]
+        verdict, reason = _verdict(outcome, f)
+        limit, kl = outcome.collateral.limit, float(outcome.collateral.kl_F[f])
+        known = outcome.collateral.texts > 0
+        rows.append(
+            shared
+            | {
+                "verdict": verdict,
+                "reason": reason,
+                "effect": float(outcome.effects.feature_F[f]),
+                "z": _number(outcome.judged.z_F[f]),
+                "p": _number(outcome.judged.p_F[f]),
+                "q": _number(outcome.judged.q_F[f]),
+                "rank": int(outcome.effects.rank_F[f]),
+                "dense_effect": float(outcome.effects.dense_F[f]),
+                "dense_p": _number(outcome.judged.dense_p_F[f]),
+                "kl": kl if known else None,
+                "kl_flag": kl > limit if known and limit is not None else None,
+            }
+        )
+    return rows
+
+
+def write_tables(folder: Path, material: Material, outcome: Outcome | None) -> None:
+    """Write effects.parquet and verdicts.parquet; without an outcome they have no rows."""
+    found = {
+        "effects": _effect_rows(material, outcome) if outcome else [],
+        "verdicts": _verdict_rows(material, outcome) if outcome else [],
+    }
+    for table, rows in found.items():
+        names = [column.name for column in TABLES[table]]
+        write_table(folder / f"{table}.parquet", table, {name: [row.get(name) for row in rows] for name in names})
+
+
+def rule_text(settings: AblateConfig, words: int, single: int) -> str:
+    """The rule in words."""
+    compared = f"the {single} one-token words" if single >= 20 else "the words"
+    return (
+        f"A labelled feature is removed (x - a·d, the SAE's error kept) at every position of a held-out text and its readout "
+        f"prompt where it is active, on {settings.min_texts} to {settings.max_texts} texts of any concept in which it fires. "
+        f"Effect: change of log P of its concept's word after the prompt, less the mean change of {compared} outside its "
+        f"family (of {words} words in all), averaged over texts. z: the effect in units of the root mean square of the same "
+        f"quantity for its reference controls, unlabelled features that fire on the same texts (in at least {FIRES_IN:.0%} of "
+        f"them, active at the same share of tokens within a factor {SHARE_FACTOR:g}, adding the same mean norm within "
+        f"{SIZE_FACTOR:g}; the nearest where these are too few). p: share of all features' held-back controls with a z at "
+        f"least as low. Causal: Benjamini-Hochberg q over the tested features <= {settings.q:g} and a negative effect. Not "
+        f"testable: fires in too few texts, or projecting out the concept's dense vector has p > {DENSE_P:g} by the same rule."
+    )
+
+
+_COUNTS = ("tested", "confirmed", "not_testable", "controls_tested", "controls_confirmed", "random_tested")
+
+
+def empty_summary(settings: AblateConfig, seconds: float) -> dict[str, Any]:
+    """Summary of a dictionary without labelled features."""
+    counts = dict.fromkeys((*_COUNTS, "random_confirmed", "removals", "texts"), 0)
+    return counts | {"labelled": 0, "rule": "There is no labelled feature, so nothing was tested.", "seconds": seconds}
+
+
+def summarise(outcome: Outcome, labelled: int) -> dict[str, Any]:
+    """Counts of verdicts and of stand-ins that the same rule would confirm, and how well controls match."""
+    judged, matches = outcome.judged, outcome.design.matches
+    tested = int(judged.tested_F.sum())
+    within = np.concatenate([one.within_K for one in matches] or [np.zeros(0)])
+    distinct = {int(place) for one in matches for place in one.controls_K}
+    return {
+        "labelled": labelled,
+        "tested": tested,
+        "confirmed": int(judged.confirmed_F.sum()),
+        "not_testable": labelled - tested,
+        "controls_tested": judged.controls_tested,
+        "controls_confirmed": judged.controls_confirmed,
+        "random_tested": judged.random_tested,
+        "random_confirmed": judged.random_confirmed,
+        "held_back": int(sum(one.sum() for one in outcome.held)),
+        "distinct_controls": len(distinct),
+        "controls_within_tolerance": float(within.mean()) if len(within) else None,
+        "lowered_most": int(((outcome.effects.rank_F == 1) & judged.tested_F).sum()),
+        "kl_flagged": int((outcome.collateral.kl_F > outcome.collateral.limit).sum())
+        if outcome.collateral.limit
+        else 0,
+        "kl_limit": outcome.collateral.limit,
+        "kl_controls": outcome.collateral.controls,
+        "kl_texts": outcome.collateral.texts,
+    }

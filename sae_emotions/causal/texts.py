@@ -1,0 +1,81 @@
+"""Which texts to test on: a small common pool, so that one run of a control serves every feature that uses that text.
+
+Shapes: T texts, L latents, F features under test (the first F of the L), N rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sae_emotions.dictionary.encode import Dictionary
+from sae_emotions.harvest.rows import Rows
+
+LEAST, CHUNK = 768, 128  # texts looked at, at least; texts a step
+OVERHEAD = 25  # what a run costs beside the text's tokens, in tokens: the prompt and the unembedding
+
+
+class Firing(NamedTuple):
+    """Where latents fire."""
+
+    active_TL: np.ndarray
+    """active tokens of each text, float32"""
+    amount_TL: np.ndarray
+    """summed activation of each text, float32"""
+    tokens_T: np.ndarray
+    """tokens of each text that a latent could be active at"""
+
+
+def scan(
+    rows: Rows,
+    dictionary: Dictionary,
+    documents: Sequence[int],
+    latents_L: np.ndarray,
+    features: int,
+    texts: int,
+    done: Callable[[int], None],
+) -> Firing:
+    """Read stored rows of `documents`, in this order, until each of the first `features` latents fires in `texts` of them.
+
+    At least `LEAST` documents are read (all, if there are fewer). The result covers the documents that were read.
+    """
+    starts_T = np.searchsorted(rows.document_N, documents)
+    ends_T = np.searchsorted(rows.document_N, documents, side="right")
+    take_L = torch.from_numpy(latents_L)
+    active, amount = [], []
+    fires_F = np.zeros(features, np.int64)
+    for at in range(0, len(documents), CHUNK):
+        for start, end in zip(starts_T[at : at + CHUNK], ends_T[at : at + CHUNK], strict=True):
+            x_ND = torch.from_numpy(rows.slice(int(start), int(end)))
+            acts_NL = dictionary.features(x_ND)[:, take_L] if len(x_ND) else torch.zeros(0, len(latents_L))
+            active.append((acts_NL > 0).sum(0).float().numpy())
+            amount.append(acts_NL.sum(0).numpy())
+            fires_F += active[-1][:features] > 0
+            done(1)
+        if len(active) >= LEAST and (fires_F >= texts).all():
+            break
+    shape = (len(active), len(latents_L))
+    return Firing(
+        np.array(active, np.float32).reshape(shape),
+        np.array(amount, np.float32).reshape(shape),
+        (ends_T - starts_T)[: len(active)],
+    )
+
+
+def choose(fires_TF: np.ndarray, tokens_T: np.ndarray, texts: int) -> np.ndarray:
+    """Numbers of the fewest and shortest texts such that each feature fires in `texts` of them, where it can.
+
+    Greedy set cover: the text with the most features still in need for its cost comes next; the first of equals wins.
+    """
+    need_F = np.minimum(fires_TF.sum(0), texts)
+    left_T = np.ones(len(fires_TF), bool)
+    cost_T = tokens_T + OVERHEAD
+    chosen = []
+    while need_F.any():
+        gain_T = np.where(left_T, fires_TF @ (need_F > 0) / cost_T, -1.0)
+        best = int(gain_T.argmax())
+        chosen.append(best)
+        left_T[best] = False
+        need_F = np.maximum(need_F - fires_TF[best], 0)
+    return np.array(sorted(chosen), dtype=np.int64)

@@ -1,0 +1,125 @@
+"""From effects to verdicts: the feature, not the text, is the unit of the null.
+
+Any active feature moves any word a little, and the same way in every text, so a test over texts calls controls
+significant. Here an effect is measured in units of what matched controls do to the same word on the same texts, and its
+p is read from the distribution of that same quantity over controls that were held back.
+
+Shapes: F features, K reference controls, H held-back controls of one feature, N all held-back controls.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+DENSE_P = 0.05  # the positive control must reach this
+FEWEST = 4  # reference controls a spread needs
+
+
+def spread(reference_K: np.ndarray) -> float:
+    """Root mean square of the reference controls' effects, about zero: the size of what just any such removal does.
+
+    About zero rather than about their mean, so that a z keeps the sign of its effect and a common drift of all removals
+    widens the unit instead of counting as an effect.
+    """
+    return float(np.sqrt(np.mean(np.square(reference_K))))
+
+
+def pooled_p(z: np.ndarray | float, null_N: np.ndarray) -> np.ndarray:
+    """(1 + number of held-back z at least as low) / (1 + N), one-sided: removal lowers the word."""
+    ordered = np.sort(null_N)
+    return np.asarray((1 + np.searchsorted(ordered, z, side="right")) / (1 + len(ordered)))
+
+
+def benjamini_hochberg(p_F: np.ndarray) -> np.ndarray:
+    """q-values, same order."""
+    from scipy.stats import false_discovery_control
+
+    return np.asarray(false_discovery_control(p_F, method="bh")) if len(p_F) else np.zeros(0)
+
+
+class Judged(NamedTuple):
+    """All features and all stand-ins, judged by one rule."""
+
+    unit_F: np.ndarray
+    """spread of each feature's reference controls, nats"""
+    z_F: np.ndarray
+    p_F: np.ndarray
+    q_F: np.ndarray
+    """NaN where not tested"""
+    confirmed_F: np.ndarray
+    dense_z_F: np.ndarray
+    dense_p_F: np.ndarray
+    tested_F: np.ndarray
+    """the positive control worked"""
+    held_back: list[np.ndarray]
+    """z of each feature's held-back controls"""
+    controls_tested: int
+    controls_confirmed: int
+    random_tested: int
+    random_confirmed: int
+
+
+def _stands_in(p: float, f: int, p_F: np.ndarray, tested_F: np.ndarray, q: float) -> bool:
+    """Would something with this p be called causal in the place of feature f?"""
+    p_F = p_F.copy()
+    p_F[f] = p
+    place = int(tested_F[:f].sum())
+    return bool(benjamini_hochberg(p_F[tested_F])[place] <= q)
+
+
+def judge(
+    effect_F: np.ndarray,
+    dense_F: np.ndarray,
+    reference: Sequence[np.ndarray],
+    held_back: Sequence[np.ndarray],
+    random: Sequence[np.ndarray],
+    q: float,
+) -> Judged:
+    """Judge F features by their effects (nats), each with reference and held-back controls and random directions.
+
+    A feature is tested if its dense vector's removal has p <= `DENSE_P`. It is confirmed if its effect is negative and
+    its Benjamini-Hochberg q over the tested features is <= `q`. Each held-back control takes its feature's place,
+    against the held-back controls of the *other* features, and each random direction against all of them.
+    """
+    F = len(effect_F)
+    unit_F = np.array([spread(one) if len(one) >= FEWEST else np.nan for one in reference], dtype=float)
+    unit_F = np.where(unit_F > 0, unit_F, np.nan)
+    z_F, dense_z_F = effect_F / unit_F, dense_F / unit_F
+    z_held = [np.asarray(one, float) / unit for one, unit in zip(held_back, unit_F, strict=True)]
+    null_N = np.concatenate([*z_held, np.zeros(0)])
+    owner_N = np.repeat(np.arange(F), [len(one) for one in z_held])
+    usable_N = np.isfinite(null_N)
+    null_N, owner_N = null_N[usable_N], owner_N[usable_N]
+    known_F = np.isfinite(z_F)
+    p_F = np.where(known_F, pooled_p(np.nan_to_num(z_F), null_N), np.nan)
+    dense_p_F = np.where(known_F, pooled_p(np.nan_to_num(dense_z_F), null_N), np.nan)
+    tested_F = known_F & (np.nan_to_num(dense_p_F, nan=1.0) <= DENSE_P)
+    q_F = np.full(F, np.nan)
+    q_F[tested_F] = benjamini_hochberg(p_F[tested_F])
+    counts = {"controls": [0, 0], "random": [0, 0]}
+    for f in np.flatnonzero(tested_F):
+        others_N = null_N[owner_N != f]
+        for kind, z_X, against_N in (
+            ("controls", null_N[owner_N == f], others_N),
+            ("random", np.asarray(random[f], float) / unit_F[f], null_N),
+        ):
+            p_X = pooled_p(z_X, against_N)
+            counts[kind][0] += len(z_X)
+            counts[kind][1] += sum(
+                _stands_in(float(p), int(f), p_F, tested_F, q) for z, p in zip(z_X, p_X, strict=True) if z < 0
+            )
+    confirmed_F = tested_F & (np.nan_to_num(q_F, nan=1.0) <= q) & (effect_F < 0)
+    return Judged(
+        unit_F,
+        z_F,
+        p_F,
+        q_F,
+        confirmed_F,
+        dense_z_F,
+        dense_p_F,
+        tested_F,
+        z_held,
+        *counts["controls"],
+        *counts["random"],
+    )
