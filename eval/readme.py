@@ -4,11 +4,12 @@ A block of the README between `<!-- figures: NAME -->` and `<!-- end -->` is mad
 eval/results/smollm2-135m.json, which `python -m eval.results RUN` makes from a finished run.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from sae_emotions.artefact import read_json, written
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "eval" / "results" / "smollm2-135m.json"
@@ -41,7 +42,11 @@ def scores(results: dict[str, Any]) -> str:
         "| held-out AUROC within topic, mean over 171 concepts | plain | literary | crossed |",
         "|---|---|---|---|",
     ]
-    rows = (("one SAE feature, chosen on the selection set", ""), ("difference-of-means vector", "dense_"), ("TF-IDF", "tfidf_"))
+    rows = (
+        ("one SAE feature, chosen on the selection set", ""),
+        ("difference-of-means vector", "dense_"),
+        ("TF-IDF", "tfidf_"),
+    )
     for name, prefix in rows:
         cells = " | ".join(f"{labels[f'{prefix}auroc_{cell}']:.3f}" for cell in ("plain", "literary", "crossed"))
         lines.append(f"| {name} | {cells} |")
@@ -81,14 +86,15 @@ def filled(text: str, results: dict[str, Any]) -> str:
 
 def main() -> int:
     """Write the README, or with --check say whether it is as this script would write it."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    results = read_json(RESULTS)
     text = README.read_text(encoding="utf-8")
     made = filled(text, results)
     if "--check" in sys.argv[1:]:
         if made != text:
             print("README.md differs from eval/results; run: python -m eval.readme")
         return int(made != text)
-    README.write_text(made, encoding="utf-8")
+    with written(README) as beside:
+        beside.write_text(made, encoding="utf-8")
     return 0
 
 

@@ -21,7 +21,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"The disk that holds {path} is full; free some space and run the same command again.") from None
+            raise UserError(
+                f"The disk that holds {path} is full; free some space and run the same command again."
+            ) from None
         if error.errno in (errno.EACCES, errno.EROFS):
             raise UserError(f"{path} cannot be written; choose another folder or change its permissions.") from None
         raise

@@ -71,11 +71,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--port", type=int, default=8765, metavar="P", help="TCP port, 1 to 65535 (default: %(default)s)")
     one = command("verify", _verify, "all checksums of a run, and random rows recomputed through the model")
     one.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    one.add_argument("--documents", type=int, default=16, metavar="N", help="documents a source to recompute (default: %(default)s)")
+    one.add_argument(
+        "--documents", type=int, default=16, metavar="N", help="documents a source to recompute (default: %(default)s)"
+    )
     _json(one)
     one = command("sources", _sources, "models and texts that are known by name, and the forms a source may take")
     _json(one)
-    one = command("doctor", _doctor, "what this machine has (cores, vector units, CUDA, memory in GB, disk in GB) and what follows")
+    one = command(
+        "doctor",
+        _doctor,
+        "what this machine has (cores, vector units, CUDA, memory in GB, disk in GB) and what follows",
+    )
     _json(one)
     return top
 
@@ -101,8 +107,8 @@ def _print(data: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from sae_emotions.config import load_config
-    from sae_emotions.progress import say
     from sae_emotions.pipeline import run
+    from sae_emotions.progress import say
     from sae_emotions.run_folder import check, stage_keys
 
     config = load_config(options.config)
@@ -133,14 +139,20 @@ def _cost(config: Any, out: Path) -> str:
     info = model_info(config.model)
     check_blocks(config.harvest.blocks, info["blocks"])
     measured = measure()
-    cost = estimate(config, info, load_concepts(config.concepts), max(measured["fp32_gflops"], measured["bf16_gflops"]), stages_done(out))
+    cost = estimate(
+        config,
+        info,
+        load_concepts(config.concepts),
+        max(measured["fp32_gflops"], measured["bf16_gflops"]),
+        stages_done(out),
+    )
     return rendered(cost, summary(measured), out)
 
 
 def _harvest(options: argparse.Namespace) -> None:
     from sae_emotions.config import load_config
-    from sae_emotions.progress import say
     from sae_emotions.pipeline import run_stage
+    from sae_emotions.progress import say
     from sae_emotions.run_folder import create_or_check
 
     config = load_config(options.config)
@@ -151,13 +163,15 @@ def _harvest(options: argparse.Namespace) -> None:
 
 def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
     def work(options: argparse.Namespace) -> None:
-        from sae_emotions.progress import say
         from sae_emotions.pipeline import run_stage
+        from sae_emotions.progress import say
         from sae_emotions.run_folder import config_of
 
         keys = ["report"]
         if stage != "report":
-            names = [options.dictionary] if options.dictionary else [d.name for d in config_of(options.run).dictionaries]
+            names = (
+                [options.dictionary] if options.dictionary else [d.name for d in config_of(options.run).dictionaries]
+            )
             keys = [f"{stage}:{name}" for name in names]
         for key in keys:
             if not run_stage(options.run, key, options.again):
@@ -176,7 +190,10 @@ def _find(options: argparse.Namespace) -> None:
     from sae_emotions.lookup_text import find_table
 
     found = _opened(options).find(options.word, dictionary=options.dictionary)
-    _print([one.to_dict() for one in found]) if options.json else print(find_table(options.word, found))
+    if options.json:
+        _print([one.to_dict() | {"finding": one.finding} for one in found])
+    else:
+        print(find_table(options.word, found))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -49,7 +49,9 @@ class TextSource(Config):
     subset: str | None = Field(None, description="configuration name of a hub data set")
     revision: str | None = Field(None, description="revision of a hub data set")
     strip_html: bool = Field(False, description="replace <br /> marks by line breaks")
-    unescape: bool = Field(False, description="turn written-out escapes (\\n) and HTML entities into what they stand for")
+    unescape: bool = Field(
+        False, description="turn written-out escapes (\\n) and HTML entities into what they stand for"
+    )
     drop_lowercase: bool = Field(False, description="leave out texts without any capital letter")
     max_documents: Positive | None = Field(None, description="documents to read at most")
 
@@ -133,7 +135,7 @@ class AblateConfig(Config):
     min_texts: Positive = Field(12, description="texts in which a feature must fire, else not testable")
     max_texts: Positive = Field(16, description="texts a feature at most")
     controls: Positive = Field(1000, description="held-back matched controls to pool, at least")
-    random_directions: Positive = Field(4, description="random directions a feature")
+    random_directions: Positive = Field(1, description="random directions a feature")
     q: float = Field(0.05, gt=0, lt=1, description="false discovery rate")
     neutral_texts: Positive = Field(32, description="neutral texts for collateral damage")
 
@@ -185,7 +187,9 @@ def load_config(path: str | Path) -> RunConfig:
     """Read a YAML config. Raises `UserError` on a missing file, broken YAML or a wrong field."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no config file {path}; give the path of a YAML file such as train/smollm2-135m.yaml.")
+        raise UserError(
+            f"There is no config file {path}; give the path of a YAML file such as train/smollm2-135m.yaml."
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -77,7 +77,9 @@ def estimate(config: RunConfig, model: dict[str, int], concepts: ConceptSet, gfl
     disk += sum(8 * width * dictionary.d_sae for dictionary in config.dictionaries)
     weights = 4 * model["parameters"]
     largest = max(dictionary.d_sae for dictionary in config.dictionaries)
-    memory = 1_000_000_000 + weights + 4 * (8 * width * largest + 2 * 4096 * largest) + 8 * len(concepts.texts) * largest
+    memory = (
+        1_000_000_000 + weights + 4 * (8 * width * largest + 2 * 4096 * largest) + 8 * len(concepts.texts) * largest
+    )
     return Cost(tuple(lines), tokens, disk, memory)
 
 

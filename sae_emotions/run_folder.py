@@ -29,7 +29,9 @@ def needs(key: str) -> list[str]:
 def read_run(run: Path) -> dict[str, Any]:
     """run.json of a folder. Raises `UserError` where the folder is no run."""
     if not (run / "run.json").is_file():
-        raise UserError(f"{run} is no run folder (it has no run.json); make one with: sae-emotions run CONFIG --out {run}")
+        raise UserError(
+            f"{run} is no run folder (it has no run.json); make one with: sae-emotions run CONFIG --out {run}"
+        )
     found: dict[str, Any] = read_json(run / "run.json")
     return found
 
@@ -129,7 +131,12 @@ def write_manifest(run: Path) -> None:
     files = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if not path.is_file() or name in ("manifest.json", "run.json") or name.startswith(("wandb/", ".")) or "/." in name:
+        if (
+            not path.is_file()
+            or name in ("manifest.json", "run.json")
+            or name.startswith(("wandb/", "."))
+            or "/." in name
+        ):
             continue
         files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     held = read_run(run)

@@ -127,7 +127,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("z", f64, "effect in units of its matched controls' spread"),
         Column("p", f64, "share of all held-back controls with a z at least as low"),
         Column("q", f64, "Benjamini-Hochberg q over the tested features"),
-        Column("rank", i32, "rank of the concept's own word among all words by the feature's effect; 1 is lowered most"),
+        Column(
+            "rank", i32, "rank of the concept's own word among all words by the feature's effect; 1 is lowered most"
+        ),
         Column("dense_effect", f64, "positive control: effect of projecting out the concept's dense vector, nats"),
         Column("dense_p", f64, "its p by the same rule"),
         Column("kl", f64, "collateral: mean KL divergence on neutral text, nats a token"),
@@ -151,7 +153,9 @@ def write_table(path: Path, table: str, columns: dict[str, Any], cells: Iterable
     if set(columns) != set(wanted.names):
         raise ValueError(f"{table}: columns differ by {sorted(set(columns) ^ set(wanted.names))}")
     with written(path) as beside:
-        pq.write_table(pa.table({name: columns[name] for name in wanted.names}, schema=wanted), beside, compression="zstd")
+        pq.write_table(
+            pa.table({name: columns[name] for name in wanted.names}, schema=wanted), beside, compression="zstd"
+        )
 
 
 def read_table(path: Path) -> pa.Table:

@@ -78,7 +78,9 @@ def verify(run: Path, documents: int = 16, seed: int | None = None) -> Verified:
                 stored_ND = rows.read(np.flatnonzero(rows.document_N == number))
                 fresh_ND = again.rows[block].numpy() if block in again.rows else np.zeros((0, rows.d_in), np.float32)
                 if stored_ND.shape != fresh_ND.shape:
-                    raise UserError(f"{folder}: document {number} has {len(stored_ND)} rows, but its text gives {len(fresh_ND)}.")
+                    raise UserError(
+                        f"{folder}: document {number} has {len(stored_ND)} rows, but its text gives {len(fresh_ND)}."
+                    )
                 if not len(stored_ND):
                     continue
                 error = np.linalg.norm(stored_ND - fresh_ND, axis=1) / np.linalg.norm(fresh_ND, axis=1)

@@ -158,7 +158,7 @@ def test_a_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], data: dict
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = next(a for a in parser()._actions if a.dest == "work" or hasattr(a, "choices") and a.choices)
+    commands = next(a for a in parser()._actions if a.dest == "work" or (hasattr(a, "choices") and a.choices))
     assert commands.choices is not None
     names = set(commands.choices)
     assert names == {
@@ -181,7 +181,9 @@ def test_doctor_and_sources_speak_json(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_command_is_installed_and_reports_usage_errors() -> None:
-    done = subprocess.run([sys.executable, "-m", "sae_emotions.cli", "show"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "sae_emotions.cli", "show"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "usage:" in done.stderr
 

@@ -49,7 +49,7 @@ def test_only_allowed_positions_change(model, ids_BS):
     ids_BS[0, 4], ids_BS[1, 2] = 1, 2
     mask_BS = torch.ones_like(ids_BS)
     mask_BS[2, 6:] = 0
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     blocks = model.model.layers
 
     def read(name):

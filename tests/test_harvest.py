@@ -83,7 +83,9 @@ def test_order_and_padding_change_no_activation(model: Model, lengths: list[int]
         assert together.position[here].tolist() == list(range(1, len(ids)))
         assert together.token[here].tolist() == ids[1:]
         for block in (1, 2):
-            torch.testing.assert_close(together.rows[block][here], torch.from_numpy(alone[block][1:]), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                together.rows[block][here], torch.from_numpy(alone[block][1:]), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_rows_are_the_residual_after_the_block(model: Model) -> None:

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def pair(d_in: int = 24, d_sae: int = 256, k: int = 6) -> tuple[Any, Any]:
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
-    config = TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k, rescale_acts_by_decoder_norm=False, decoder_init_norm=1.0)
+    config = TopKTrainingSAEConfig(
+        d_in=d_in, d_sae=d_sae, k=k, rescale_acts_by_decoder_norm=False, decoder_init_norm=1.0
+    )
     torch.manual_seed(0)
     ours = SparseTopKTrainingSAE(config)
     for parameter in ours.parameters():

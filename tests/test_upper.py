@@ -1,5 +1,7 @@
 """The blocks above a hook, run on their own: equal to the model's own forward, for several architectures."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -16,7 +18,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama_eager": ("Llama", {"attn_implementation": "eager"}),
     "qwen3": ("Qwen3", {}),
@@ -30,8 +32,8 @@ TEXT_CONFIG = {"Gemma3": "Gemma3TextConfig"}
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def model(request):
-    name, extra = KINDS[request.param]
-    extra = dict(extra)
+    name, given = KINDS[request.param]
+    extra = dict(given)
     attention = extra.pop("attn_implementation", None)
     config = getattr(transformers, TEXT_CONFIG.get(name, f"{name}Config"))(**SHAPE, **extra)
     torch.manual_seed(0)

@@ -94,6 +94,13 @@ def tiny_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "model": {"source": str(folder / "model"), "dtype": "float32"},
         "text": {"tokens": 900, "sources": [{"source": str(folder / "text.jsonl")}]},
         "concepts": str(folder / "concepts"),
-        "harvest": {"blocks": [1, 2], "context": 16, "batch_tokens": 64, "shard_tokens": 200, "centre_tokens": 100, "threads": 1},
+        "harvest": {
+            "blocks": [1, 2],
+            "context": 16,
+            "batch_tokens": 64,
+            "shard_tokens": 200,
+            "centre_tokens": 100,
+            "threads": 1,
+        },
         "dictionaries": [{"name": "d", "block": 2, "d_sae": 64, "k": 4, "batch": 64, "epochs": 3, "holdout": 0.1}],
     } | changes

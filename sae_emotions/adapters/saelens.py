@@ -130,7 +130,7 @@ def load_pretrained(config: PretrainedConfig) -> Any:
         raise UserError(f"Release '{config.release}' has no id '{config.id}'; it has {some} and others.")
     try:
         sae = SAE.from_pretrained(config.release, config.id, device="cpu", dtype="float32")
-    except Exception as error:  # noqa: BLE001 - hub clients raise many kinds
+    except Exception as error:
         raise UserError(
             f"'{config.release}' / '{config.id}' could not be downloaded ({type(error).__name__}); check the network."
         ) from None

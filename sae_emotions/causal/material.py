@@ -58,9 +58,9 @@ def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
 
 def _dense(run: Path, name: str, count: int, width: int) -> torch.Tensor:
     tensors = mapped(run / "labels" / name / "dense.safetensors")
-    if "dense" not in tensors or tensors["dense"].shape != (count, width):
+    if "dense_CD" not in tensors or tensors["dense_CD"].shape != (count, width):
         raise UserError(f"The dense vectors of {run / 'labels' / name} do not fit; run the label stage again.")
-    return torch.nn.functional.normalize(torch.from_numpy(np.array(tensors["dense"])).float(), dim=1)
+    return torch.nn.functional.normalize(torch.from_numpy(np.array(tensors["dense_CD"])).float(), dim=1)
 
 
 def _texts(config: RunConfig, folder: Path, concepts: ConceptSet, rng: np.random.Generator) -> list[HeldOut]:

@@ -98,16 +98,16 @@ def judge(
     q_F = np.full(F, np.nan)
     q_F[tested_F] = benjamini_hochberg(p_F[tested_F])
     counts = {"controls": [0, 0], "random": [0, 0]}
-    for f in np.flatnonzero(tested_F):
+    for f in map(int, np.flatnonzero(tested_F)):
         others_N = null_N[owner_N != f]
         for kind, z_X, against_N in (
             ("controls", null_N[owner_N == f], others_N),
-            ("random", np.asarray(random[f], float) / unit_F[f], null_N),
+            ("random", np.array(random[f], dtype=float) / unit_F[f], null_N),
         ):
             p_X = pooled_p(z_X, against_N)
             counts[kind][0] += len(z_X)
             counts[kind][1] += sum(
-                _stands_in(float(p), int(f), p_F, tested_F, q) for z, p in zip(z_X, p_X, strict=True) if z < 0
+                _stands_in(float(p), f, p_F, tested_F, q) for z, p in zip(z_X, p_X, strict=True) if z < 0
             )
     confirmed_F = tested_F & (np.nan_to_num(q_F, nan=1.0) <= q) & (effect_F < 0)
     return Judged(

@@ -34,7 +34,10 @@ def save_checkpoint(folder: Path, trainer: Any, identity: str, curve: dict[str, 
         "curve": curve,
     }
     with written_folder(folder) as beside:
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, beside / "state.safetensors")
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            beside / "state.safetensors",
+        )
         write_json(beside / "state.json", state)
 
 

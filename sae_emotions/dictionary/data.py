@@ -106,7 +106,7 @@ def prefetched(source: Iterator[torch.Tensor], ahead: int = 4) -> Iterator[torch
                 if not put(item):
                     return
             put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the reader
+        except BaseException as error:
             put(error)
 
     thread = threading.Thread(target=work, daemon=True)

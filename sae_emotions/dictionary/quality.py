@@ -84,5 +84,7 @@ def check_reload(sae: Any, reloaded: Dictionary, rows: TrainingRows) -> float:
     one_alone = int(((want_BF > 0) ^ (got_BF > 0)).sum()) / max(1, int(both_BF.sum()))
     difference = float(((want_BF - got_BF).abs() * both_BF).max() / want_BF.abs().max().clamp_min(1e-12))
     if difference > 1e-4 or one_alone > 1e-3:
-        raise RuntimeError(f"the saved dictionary differs from the trained one: by {difference:.1e}, {one_alone:.1%} alone")
+        raise RuntimeError(
+            f"the saved dictionary differs from the trained one: by {difference:.1e}, {one_alone:.1%} alone"
+        )
     return difference

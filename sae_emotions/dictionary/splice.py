@@ -31,7 +31,7 @@ def spliced_cross_entropy(
         "ce_spliced": splice(dictionary.reconstruction),
         "ce_mean": splice(lambda x_ND: mean_D.expand_as(x_ND)),
     }
-    found = {name: 0.0 for name in edits}
+    found = dict.fromkeys(edits, 0.0)
     count = 0
     device = next(model.parameters()).device
     for one in ids:

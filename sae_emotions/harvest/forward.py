@@ -4,12 +4,13 @@ Shapes: B windows, S positions, D residual width. Padding lies on the right, so 
 token can look at a padded one. Which positions count is decided by the caller's mask alone.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
 
+from sae_emotions.edit import hidden
 from sae_emotions.errors import UserError
 from sae_emotions.sources.models import Model, check_blocks, decoder_blocks
 
@@ -18,20 +19,13 @@ class _Deep(Exception):
     """Raised by the deepest hook: nothing above it is needed."""
 
 
-def hidden(output: object) -> torch.Tensor:
-    """The residual stream in a block's output, which is a tensor or a tuple that starts with one."""
-    first = output[0] if isinstance(output, tuple) else output
-    assert isinstance(first, torch.Tensor)
-    return first
-
-
 @contextmanager
 def _reading(model: torch.nn.Module, blocks: Sequence[int], found: dict[int, torch.Tensor]) -> Iterator[None]:
     layers = decoder_blocks(model)
     deepest = max(blocks)
-    handles = []
+    handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def reader(block: int):  # noqa: ANN202 - torch's hook type
+    def reader(block: int) -> Callable[[torch.nn.Module, object, object], None]:
         def hook(module: torch.nn.Module, args: object, output: object) -> None:
             found[block] = hidden(output)
             if block == deepest:
@@ -40,8 +34,7 @@ def _reading(model: torch.nn.Module, blocks: Sequence[int], found: dict[int, tor
         return hook
 
     try:
-        for block in blocks:
-            handles.append(layers[block].register_forward_hook(reader(block)))
+        handles.extend(layers[block].register_forward_hook(reader(block)) for block in blocks)
         yield
     finally:
         for handle in handles:
@@ -56,11 +49,8 @@ def read_blocks(model: torch.nn.Module, ids_BS: torch.Tensor, blocks: Sequence[i
     """
     check_blocks(blocks, len(decoder_blocks(model)))
     found: dict[int, torch.Tensor] = {}
-    with _reading(model, blocks, found):
-        try:
-            model(input_ids=ids_BS, use_cache=False, logits_to_keep=1)
-        except _Deep:
-            pass
+    with _reading(model, blocks, found), suppress(_Deep):
+        model(input_ids=ids_BS, use_cache=False, logits_to_keep=1)
     return found
 
 

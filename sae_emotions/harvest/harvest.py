@@ -86,7 +86,9 @@ def stream(model: Model, texts: Iterable[Document], settings: HarvestConfig) -> 
         yield shard_rows(model, first, held, settings, special)
 
 
-def run_job(folder: Path, plan: dict[str, Any], number: int, model: Model, config: RunConfig, advance: Callable[[int], None]) -> None:
+def run_job(
+    folder: Path, plan: dict[str, Any], number: int, model: Model, config: RunConfig, advance: Callable[[int], None]
+) -> None:
     """Write one shard. Its bytes depend on the plan alone."""
     table = read_table(folder / f"documents-{number:05d}.parquet")
     first = plan["shards"][number]["first_document"]
@@ -141,11 +143,13 @@ def harvest(config: RunConfig, run: Path) -> Path:
             plan = make_plan(config, folder / source, model, texts, wanted, describe_texts(config, source))
             plans[source], todo[source] = plan, list(range(len(plan["shards"])))
             if wanted and plan["tokens"] < wanted:
-                say(f"The text sources hold {plan['tokens']:,} tokens, fewer than the {wanted:,} asked for: all are used.")
+                say(
+                    f"The text sources hold {plan['tokens']:,} tokens, fewer than the {wanted:,} asked for: all are used."
+                )
     write_lens(run, model)
-    for source, plan in plans.items():
-        assert plan is not None
-        _run_jobs(folder / source, plan, todo[source], model, config)
+    for source, made in plans.items():
+        assert made is not None
+        _run_jobs(folder / source, made, todo[source], model, config)
     return folder
 
 

@@ -32,7 +32,7 @@ def final_norm(model: torch.nn.Module) -> torch.nn.Module:
 def scaled_unembedding(model: torch.nn.Module) -> torch.Tensor:
     """W_U times the final norm's weight, (V, D) float32, so that a direction's logits are one product (logit lens)."""
     norm = final_norm(model)
-    gamma_D = norm.weight.detach().float()  # type: ignore[union-attr, operator]
+    gamma_D = norm.weight.detach().float()  # type: ignore[operator]
     if type(norm).__name__.startswith("Gemma"):
         gamma_D = 1 + gamma_D  # Gemma stores the weight's distance from one
     W_U_VD: torch.Tensor = model.get_output_embeddings().weight.detach().float()  # type: ignore[operator]

@@ -40,6 +40,7 @@ def measure(concepts: ConceptSet, found: Layout, means: StoryMeans, settings: La
     rng = np.random.default_rng([seed, 1])
     labellings = [found, *(permuted(found, rng) for _ in range(settings.permutations))]
     outcomes = decide(ranks_TF, labellings, settings)
+    null = null_summary(outcomes[1:]) | {"chosen_auroc": _chosen_under_null(ranks_TF, labellings[1:], outcomes[1:])}
     dense_CD = difference_of_means(means.resid_TD, found.selection)
     scores = {
         "dense": means.resid_TD @ dense_CD.T,
@@ -49,7 +50,20 @@ def measure(concepts: ConceptSet, found: Layout, means: StoryMeans, settings: La
     baselines = {
         name: {cell: own_auroc(scores_TC, whole) for cell, whole in cells.items()} for name, scores_TC in scores.items()
     }
-    return Measured(found, ranks_TF, outcomes[0], null_summary(outcomes[1:]), dense_CD, baselines)
+    return Measured(found, ranks_TF, outcomes[0], null, dense_CD, baselines)
+
+
+def _chosen_under_null(
+    ranks_TF: np.ndarray, labellings: list[Layout], outcomes: list[Outcome]
+) -> dict[str, list[float | None]]:
+    """Held-out AUROC, cell by cell, of the feature that each permutation chose for each concept; None where unread."""
+    found: dict[str, list[float | None]] = {}
+    for labelling, outcome in zip(labellings, outcomes, strict=True):
+        feature_C = outcome.choice.feature_C
+        for cell, whole in cell_panels(labelling, "held_out").items():
+            auroc_C = topic_mean(pair_auroc(ranks_TF, whole, np.arange(len(feature_C)), feature_C))
+            found.setdefault(cell, []).extend(None if np.isnan(one) else round(float(one), 4) for one in auroc_C)
+    return found
 
 
 def cell_auroc(measured: Measured, concept_P: np.ndarray, feature_P: np.ndarray) -> dict[str, np.ndarray]:
