@@ -36,7 +36,7 @@ MAY_KNOW = {
     "sources": set[str](),
     "concepts": set[str](),
     "edits": {"sources"},
-    "harvest": {"sources", "concepts"},
+    "harvest": {"sources", "concepts", "edits"},
     "dictionary": {"sources", "concepts", "harvest", "edits", "adapters"},
     "label": {"concepts", "harvest", "dictionary"},
     "causal": {"sources", "concepts", "harvest", "dictionary", "label", "edits"},
