@@ -20,14 +20,18 @@ BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def headline(results: dict[str, Any]) -> str:
     """The run in three sentences."""
     one = results["summary"]["dictionaries"][0]
-    labels, causal = one["labels"], one["causal"]
+    labels, causal = one["labels"], one.get("causal")
     tokens = results["summary"]["tokens"]
-    return (
+    found = (
         f"On SmolLM2-135M-Instruct, block {one['block']}, a dictionary of {one['d_sae']:,} features trained on "
         f"{tokens:,} tokens of reviews and prose and on the selection set's stories: **{labels['features']} features "
         f"labelled** with {labels['concepts']} concepts at a false discovery rate of 5 %, "
         f"**{labels['confirmed_concepts']} of 171 concepts confirmed** by their one chosen feature; with labels permuted "
         f"within topics the same rule labels {labels['null_features']:.2f} features on average. "
+    )
+    if causal is None:
+        return found + "The causal stage of that run is not finished yet.\n"
+    return found + (
         f"**{causal['confirmed']} of {causal['tested']} tested features are causal** ({causal['not_testable']} more could "
         f"not be tested), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls pass the "
         "same test.\n"

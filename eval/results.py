@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sae_emotions.machine import measure, summary
+from sae_emotions.machine import describe
 from sae_emotions.report.picture import picture
 from sae_emotions.report.table import final_table
 
@@ -17,6 +17,12 @@ COMMANDS = (
     ("find", "afraid"),
     ("read", "She opened the letter from the hospital, and her hands began to shake."),
 )
+
+
+def _machine() -> str:
+    found = describe()
+    units = [name for name, key in (("AMX", "amx_bf16"), ("AVX-512", "avx512"), ("AVX2", "avx2")) if found[key]]
+    return f"{found['cores']} cores with {units[0] if units else 'no wide vector unit'}"
 
 
 def main(run: Path) -> None:
@@ -30,7 +36,7 @@ def main(run: Path) -> None:
         commands.append({"command": f"sae-emotions {verb} {shown} --run runs/demo", "output": output})
     results = {
         "made_by": "python -m eval.results RUN",
-        "machine": summary(measure()),
+        "machine": _machine(),
         "summary": json.loads((run / "summary.json").read_text(encoding="utf-8")),
         "table": final_table(run),
         "commands": commands,

@@ -11,8 +11,10 @@ TOKENS_PER_WORD = 1.35
 """English prose under common tokenizers, for texts that are not tokenised yet."""
 FORWARD_EFFICIENCY = 0.75
 """Share of the measured product rate that a whole forward pass reaches (seen: .77 on AVX2, two cores)."""
-TRAIN_EFFICIENCY = 1.1
-"""Rate of SAELens' step against 12 x d_in x d_sae operations a row (its sparse path skips some of them)."""
+TRAIN_EFFICIENCY = {"topk": 2.5}
+"""Rate of a training step against 12 x d_in x d_sae operations a row: the sparse TopK step skips most of them (seen: 2.9)."""
+DENSE_EFFICIENCY = 0.8
+"""The same for SAELens' dense steps."""
 
 
 class Line(NamedTuple):
@@ -61,7 +63,8 @@ def estimate(config: RunConfig, model: dict[str, int], concepts: ConceptSet, gfl
         if f"train:{name}" not in done and dictionary.pretrained is None:
             seen = rows * dictionary.epochs * (0.75 if dictionary.concept_rows else 0.5)
             what = f"about {seen:,.0f} rows of width {width} into {dictionary.d_sae:,} latents"
-            lines.append(Line(f"train {name}", what, seen * 6 * product / (rate * TRAIN_EFFICIENCY) / 60))
+            share = TRAIN_EFFICIENCY.get(dictionary.architecture, DENSE_EFFICIENCY)
+            lines.append(Line(f"train {name}", what, seen * 6 * product / (rate * share) / 60))
         if f"label:{name}" not in done:
             what = f"{dictionary.d_sae:,} features x {len(concepts.concepts)} concepts, {config.label.permutations} permutations"
             lines.append(Line(f"label {name}", what, (rows * 2 * product / rate + 45) / 60))
