@@ -1,8 +1,8 @@
 """The ablation stage: does the model use a labelled feature to say what its texts show?
 
-Each labelled feature is removed (its own contribution alone, at every position of text and prompt where it is active) on
-held-out texts in which it fires; the change of its concept's word is compared with that of other words, and judged
-against matched controls. Shapes: F features under test, L latents, T texts, K controls.
+Each labelled feature is removed (its own contribution alone, at every position of text and prompt where it is active)
+on held-out texts in which it fires; the change of its concept's word is compared with that of other words, and judged
+against matched controls. Shapes: F features under test, L latents, T texts, S positions, K controls.
 """
 
 import time
@@ -16,7 +16,7 @@ import torch
 from sae_emotions.artefact import write_json, written_folder
 from sae_emotions.causal.collateral import acts_of, kl_of_removal
 from sae_emotions.causal.controls import Matched, halves, match
-from sae_emotions.causal.effects import Design, Effects, Measured, count_runs, effects, measure, words_of
+from sae_emotions.causal.effects import Design, Effects, Measured, count_runs, effects, measure, usual, words_of
 from sae_emotions.causal.material import HeldOut, Material, gather
 from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.runs import Text, enter
@@ -28,7 +28,8 @@ from sae_emotions.progress import Progress
 from sae_emotions.sources.models import load_model
 from sae_emotions.upper import Upper
 
-SPARE = 2  # texts a feature more than it must fire in, as stored rows differ a little from the model's own
+SPARE = 1  # texts a feature more than it must fire in, as stored rows differ a little from the model's own
+REFERENCE = 8  # reference controls a feature at least: a spread from fewer is too rough
 KL_CONTROLS = 64  # controls whose collateral damage is measured
 
 
@@ -44,11 +45,12 @@ def _pool(config: RunConfig, material: Material) -> list[HeldOut]:
     """Held-out texts to test on, common to all features."""
     count, settings = len(material.own_F), config.ablate
     documents = [text.document for text in material.held_out]
-    texts = min(settings.max_texts, settings.min_texts + SPARE)
+    texts = settings.min_texts + SPARE
     with Progress("choose texts", len(documents), "texts") as bar:
         firing = scan(material.rows, material.dictionary, documents, material.latents_L, count, texts, bar.advance)
     chosen = choose(firing.active_TL[:, :count] > 0, firing.tokens_T, texts)
-    return [material.held_out[n] for n in chosen]
+    # Where nothing fires anywhere, one text keeps the rest of the stage from having to know.
+    return [material.held_out[n] for n in (chosen if len(chosen) else [0])]
 
 
 def _read(upper: Upper, tree: WordTree, material: Material, pool: list[HeldOut]) -> Read:
@@ -66,7 +68,7 @@ def _read(upper: Upper, tree: WordTree, material: Material, pool: list[HeldOut])
 
 
 def _uses(firing: Firing, features: int, most: int) -> list[np.ndarray]:
-    """Texts of the pool in which each feature fires, `most` of them where there are more."""
+    """Texts of the pool in which each feature fires, the first `most` of them where there are more."""
     return [np.flatnonzero(firing.active_TL[:, f] > 0)[:most] for f in range(features)]
 
 
@@ -76,7 +78,7 @@ def _design(
     """Controls, random directions and words of the features that fire in enough texts."""
     rng = np.random.default_rng([config.seed, 1])
     features, width = len(material.own_F), material.dictionary.d_in
-    count = 2 * -(-config.ablate.controls // max(len(enough), 1))
+    count = 2 * max(-(-config.ablate.controls // max(len(enough), 1)), REFERENCE)
     candidates_C = np.arange(features, len(material.latents_L))
     matches = match(read.firing, material.norms_L, enough, uses, candidates_C, count)
     random_FRD = torch.from_numpy(rng.standard_normal((len(enough), config.ablate.random_directions, width))).float()
@@ -90,6 +92,7 @@ def _design(
         material.dictionary.W_dec_FD[torch.from_numpy(material.latents_L)],
         material.dense_CD,
         torch.nn.functional.normalize(random_FRD, dim=2),
+        usual(read.texts),
     )
 
 

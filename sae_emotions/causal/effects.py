@@ -18,6 +18,8 @@ from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.runs import Removal, Text, word_changes
 from sae_emotions.upper import Upper
 
+ZEROS = 4  # texts on which a removal of nothing is run
+WHOLE = 3  # texts a feature on which words of several tokens are followed through all of their tokens
 Key = tuple[str, int, int]
 """kind, latent's place / feature / concept, number of the random direction or 0"""
 
@@ -47,6 +49,29 @@ class Design(NamedTuple):
     """unit vectors, one a concept"""
     random_FRD: torch.Tensor
     """unit vectors"""
+    usual: "Usual"
+
+
+class Usual(NamedTuple):
+    """The mean residual after the hook's block over the common texts: what a projection leaves in its place."""
+
+    text_D: torch.Tensor
+    """over all positions of the texts that may be changed"""
+    prompt_RD: torch.Tensor
+    """at each position of the prompt, which is the same in every text"""
+
+    def at(self, text: Text, positions_P: torch.Tensor) -> torch.Tensor:
+        """The mean at these positions of a text and its prompt, P x D."""
+        prompt_P = positions_P - text.packed.text
+        return torch.where((prompt_P < 0)[:, None], self.text_D, self.prompt_RD[prompt_P.clamp_min(0)])
+
+
+def usual(texts: Sequence[Text]) -> Usual:
+    """Means over the common texts, of which there must be one."""
+    ends = [text.packed.text for text in texts]
+    rows_ND = torch.cat([t.x_QD[:end][t.keep_Q[:end]].float() for t, end in zip(texts, ends, strict=True)])
+    prompt_TRD = torch.stack([t.x_QD[end : t.packed.stem].float() for t, end in zip(texts, ends, strict=True)])
+    return Usual(rows_ND.mean(0), prompt_TRD.mean(0))
 
 
 def words_of(tree: WordTree, families: Sequence[str | None], own_F: np.ndarray) -> Words:
@@ -72,7 +97,6 @@ def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Rem
     """All removals to run on text t."""
     text, acts_SL = design.texts[t], design.acts[t]
     device = text.x_QD.device
-    every = tuple(range(len(tree.tokens)))
     needed = [tree.nodes_of([own, *out]) for own, out in zip(*design.words, strict=True)]
     controls: dict[int, set[int]] = {}
     dense: dict[int, tuple[int, ...]] = {}
@@ -86,7 +110,8 @@ def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Rem
             continue
         positions_P, amount_P = of_latent(int(place))
         direction_D = design.directions_LD[place].to(device)
-        yield ("feature", f, 0), Removal(positions_P, amount_P, direction_D, every)
+        nodes = range(len(tree.tokens)) if t in design.uses[f][:WHOLE] else needed[f]
+        yield ("feature", f, 0), Removal(positions_P, amount_P, direction_D, tuple(nodes))
         for r, random_D in enumerate(design.random_FRD[f]):
             yield ("random", f, r), Removal(positions_P, amount_P * direction_D.norm(), random_D.to(device), needed[f])
         dense[int(design.words.own_F[f])] = needed[f]
@@ -95,7 +120,8 @@ def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Rem
     for concept, nodes in dense.items():
         vector_D = design.dense_CD[concept].to(device)
         positions_P = torch.nonzero(text.keep_Q)[:, 0]
-        yield ("dense", concept, 0), Removal(positions_P, text.x_QD[positions_P].float() @ vector_D, vector_D, nodes)
+        amount_P = (text.x_QD[positions_P].float() - design.usual.at(text, positions_P)) @ vector_D
+        yield ("dense", concept, 0), Removal(positions_P, amount_P, vector_D, nodes)
     for place, wanted in controls.items():
         positions_P, amount_P = of_latent(place)
         if len(positions_P):
@@ -111,8 +137,9 @@ def count_runs(design: Design, tree: WordTree) -> int:
 class Measured(NamedTuple):
     """Changes of the words, nats, and what it took."""
 
-    changes: dict[Key, dict[int, np.ndarray]]
-    """key -> text -> change_W; a control that is silent in a text has no entry there: it changes nothing"""
+    changes: dict[Key, dict[int, tuple[np.ndarray, np.ndarray]]]
+    """key -> text -> changes of the words' first tokens and of the whole words, NaN where not asked for, each W long; a
+    control that is silent in a text has no entry there: it changes nothing"""
     nothing: float
     """largest change of any word by a removal of zero, run among the others on the first texts"""
     full_block_tokens: float
@@ -121,18 +148,19 @@ class Measured(NamedTuple):
 
 def measure(upper: Upper, tree: WordTree, design: Design, done: Callable[[int], None]) -> Measured:
     """Run every removal of the design, text by text."""
-    changes: dict[Key, dict[int, np.ndarray]] = {}
+    changes: dict[Key, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     nothing = full = 0.0
     for t, text in enumerate(design.texts):
         found = list(_removals(design, tree, t))
         if not found:
             continue
-        zero = [found[0][1]._replace(amount_P=torch.zeros_like(found[0][1].amount_P))] if t < 4 else []
-        change_JW = word_changes(upper, tree, text, [removal for _, removal in found] + zero, done)
-        for (key, _), change_W in zip(found, change_JW, strict=False):
-            changes.setdefault(key, {})[t] = change_W
+        # A removal of nothing runs among the others on the first texts: it shows how exact all this is.
+        zero = [found[0][1]._replace(amount_P=torch.zeros_like(found[0][1].amount_P))] if t < ZEROS else []
+        change = word_changes(upper, tree, text, [removal for _, removal in found] + zero, done)
+        for row, (key, _) in enumerate(found):
+            changes.setdefault(key, {})[t] = (change.first_JW[row], change.all_JW[row])
         if zero:
-            nothing = max(nothing, float(np.nanmax(np.abs(change_JW[-1]))))
+            nothing = max(nothing, float(np.nanmax(np.abs(change.all_JW[-1]))))
         full += len(found) * len(text.packed.ids_Q) * (upper.last + 1)
     return Measured(changes, nothing, full)
 
@@ -148,9 +176,24 @@ class Effects(NamedTuple):
     random: list[np.ndarray]
 
 
-def _effect(by_text: dict[int, np.ndarray], texts: np.ndarray, own: int, outside: np.ndarray) -> float:
-    rows = [by_text[int(t)] for t in texts if int(t) in by_text]
+def _effect(
+    by_text: dict[int, tuple[np.ndarray, np.ndarray]], texts: np.ndarray, own: int, outside: np.ndarray
+) -> float:
+    rows = [by_text[int(t)][1] for t in texts if int(t) in by_text]
     return float(sum(row[own] - row[outside].mean() for row in rows) / len(texts))
+
+
+def _rank(by_text: dict[int, tuple[np.ndarray, np.ndarray]], texts: np.ndarray, own: int) -> int:
+    """Rank of the own word among all.
+
+    A word's mean change is that of its first token on all texts, plus that of its further tokens, which change much
+    less, on the texts where they were followed; the own word is followed on all.
+    """
+    rows = [by_text[int(t)] for t in texts]
+    mean_W = np.mean([first_W for first_W, _ in rows], axis=0)
+    mean_W += np.mean([all_W - first_W for first_W, all_W in rows[:WHOLE]], axis=0)
+    own_change = np.mean([all_W[own] for _, all_W in rows])
+    return 1 + int((np.delete(mean_W, own) < own_change).sum())
 
 
 def effects(measured: Measured, design: Design) -> Effects:
@@ -159,15 +202,13 @@ def effects(measured: Measured, design: Design) -> Effects:
     feature, rank, dense, controls, random = [], [], [], [], []
     for f, texts in enumerate(design.uses):
         own, outside = int(words.own_F[f]), words.outside[f]
-        here = changes["feature", f, 0]
-        feature.append(_effect(here, texts, own, outside))
-        mean_W = np.mean([here[int(t)] for t in texts], axis=0)
-        rank.append(1 + int((mean_W < mean_W[own]).sum()))
-        dense.append(_effect(changes["dense", own, 0], texts, own, outside))
-        places = design.matches[f].controls_K
-        controls.append(
-            np.array([_effect(changes.get(("control", int(c), 0), {}), texts, own, outside) for c in places])
-        )
-        count = len(design.random_FRD[f])
-        random.append(np.array([_effect(changes["random", f, r], texts, own, outside) for r in range(count)]))
+
+        def of(kind: str, number: int, part: int = 0) -> float:
+            return _effect(changes.get((kind, number, part), {}), texts, own, outside)  # noqa: B023 - called at once
+
+        feature.append(of("feature", f))
+        rank.append(_rank(changes["feature", f, 0], texts, own))
+        dense.append(of("dense", own))
+        controls.append(np.array([of("control", int(place)) for place in design.matches[f].controls_K]))
+        random.append(np.array([of("random", f, r) for r in range(len(design.random_FRD[f]))]))
     return Effects(np.array(feature), np.array(rank, dtype=int), np.array(dense), controls, random)

@@ -73,6 +73,8 @@ def _texts(config: RunConfig, folder: Path, concepts: ConceptSet, rng: np.random
         )
         if key in cells
     ]
+    if not found:
+        raise UserError(f"{folder} holds no held-out text of the concept set; run the harvest again.")
     return [found[n] for n in rng.permutation(len(found))]
 
 

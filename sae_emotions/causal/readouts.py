@@ -105,26 +105,34 @@ def pack(tree: WordTree, ids: Sequence[int]) -> Packed:
     return Packed(torch.tensor([*ids, *tree.prompt, *tree.tokens]), positions_Q, see_QQ, len(ids), stem)
 
 
-def word_log_probs(tree: WordTree, logits_JCV: torch.Tensor, slots: Sequence[Sequence[int]]) -> np.ndarray:
-    """log P of every word whose nodes are there, in nats; NaN for the others. Shape J x W, float64.
+class WordLogProbs(NamedTuple):
+    """log P in nats, float64, J x W."""
 
-    Slot 0 of the logits is the prompt's last token; slot 1 + i of row j is node `slots[j][i]`.
-    """
-    total_JC = torch.logsumexp(logits_JCV.float(), dim=-1)
-    rows, columns, tokens, places = [], [], [], []
-    found_JW = np.zeros((len(slots), len(tree.paths)))
+    first_JW: np.ndarray
+    """of each word's first token"""
+    all_JW: np.ndarray
+    """of the whole word; NaN where nodes that it needs are missing"""
+
+
+def word_log_probs(tree: WordTree, logits_JCV: torch.Tensor, slots: Sequence[Sequence[int]]) -> WordLogProbs:
+    """Read the words out of logits. Slot 0 is the prompt's last token; slot 1 + i of row j is node `slots[j][i]`."""
+    node_K, token_K, word_K = (
+        np.array(column)
+        for column in zip(*((n, t, w) for w, path in enumerate(tree.paths) for n, t in path), strict=True)
+    )
+    slot_JK = np.zeros((len(slots), len(node_K)), np.int64)
     for row, nodes in enumerate(slots):
-        slot = {-1: 0} | {node: 1 + i for i, node in enumerate(nodes)}
-        for word, path in enumerate(tree.paths):
-            if any(node not in slot for node, _ in path):
-                found_JW[row, word] = np.nan
-                continue
-            for node, token in path:
-                rows.append(row)
-                columns.append(slot[node])
-                tokens.append(token)
-                places.append(row * len(tree.paths) + word)
-    at_K, slot_K = torch.tensor(rows), torch.tensor(columns)
-    value_K = (logits_JCV[at_K, slot_K, torch.tensor(tokens)].float() - total_JC[at_K, slot_K]).double().cpu().numpy()
-    np.add.at(found_JW.reshape(-1), places, value_K)
-    return found_JW
+        slot_N = np.full(len(tree.tokens) + 1, -1)
+        slot_N[list(nodes)] = np.arange(1, len(nodes) + 1)
+        slot_N[-1] = 0  # node -1, the prompt's last token
+        slot_JK[row] = slot_N[node_K]
+    there_JK = slot_JK >= 0
+    row_J1 = torch.arange(len(slots))[:, None]
+    at_JK = torch.from_numpy(np.where(there_JK, slot_JK, 0))
+    total_JC = torch.logsumexp(logits_JCV.float(), dim=-1)
+    value_JK = (logits_JCV[row_J1, at_JK, torch.from_numpy(token_K)].float() - total_JC[row_J1, at_JK]).double()
+    known_JK = np.where(there_JK, value_JK.cpu().numpy(), np.nan)
+    first_K = node_K < 0
+    all_JW = np.zeros((len(slots), len(tree.paths)))
+    np.add.at(all_JW.T, word_K, known_JK.T)
+    return WordLogProbs(known_JK[:, first_K], all_JW)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sae_emotions.causal.readouts import Packed, WordTree, pack, word_log_probs
+from sae_emotions.causal.readouts import Packed, WordLogProbs, WordTree, pack, word_log_probs
 from sae_emotions.edit import editable
 from sae_emotions.upper import Past, Upper
 
@@ -133,17 +133,19 @@ def word_changes(
     text: Text,
     removals: Sequence[Removal],
     done: Callable[[int], None] = lambda n: None,
-) -> np.ndarray:
+) -> WordLogProbs:
     """Change of each word's log P by each removal on one text, nats; NaN for words whose nodes were not asked for.
 
-    Shape J x W. A removal that takes nothing changes nothing, up to the rounding of another batch shape.
+    A removal that takes nothing changes nothing, up to the rounding of another batch shape.
     """
     base = unchanged(upper, text, 1 + len(tree.tokens))
-    before_W = word_log_probs(tree, base.logits_CV[None], [range(len(tree.tokens))])[0]
-    change_JW = np.zeros((len(removals), len(tree.paths)))
+    before = word_log_probs(tree, base.logits_CV[None], [range(len(tree.tokens))])
+    change = WordLogProbs(*(np.zeros((len(removals), len(tree.paths))) for _ in before))
     for held in batches(removals):
         some = [removals[n] for n in held]
         logits_JCV, _ = removed(upper, text, base, some, wanted=1)
-        change_JW[held] = word_log_probs(tree, logits_JCV, [removal.nodes for removal in some]) - before_W
+        after = word_log_probs(tree, logits_JCV, [removal.nodes for removal in some])
+        for change_JW, after_JW, before_JW in zip(change, after, before, strict=True):
+            change_JW[held] = after_JW - before_JW
         done(len(held))
-    return change_JW
+    return change

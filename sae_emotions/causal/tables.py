@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, traits
 from sae_emotions.causal.effects import Design, Effects
@@ -88,8 +89,13 @@ def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
 def _dense_norm(design: Design, f: int) -> float:
     """Mean length of what the projection on the concept's dense vector removes."""
     vector_D = design.dense_CD[int(design.words.own_F[f])]
-    texts = [design.texts[int(t)] for t in design.uses[f]]
-    return float(np.mean([(text.x_QD[text.keep_Q].float().cpu() @ vector_D).abs().mean().item() for text in texts]))
+    lengths = []
+    for t in design.uses[f]:
+        text = design.texts[int(t)]
+        positions_P = torch.nonzero(text.keep_Q)[:, 0]
+        away_PD = text.x_QD[positions_P].float() - design.usual.at(text, positions_P)
+        lengths.append(float((away_PD.cpu() @ vector_D).abs().mean()))
+    return float(np.mean(lengths))
 
 
 def _verdict(outcome: Outcome, f: int) -> tuple[str, str]:
@@ -157,15 +163,17 @@ def rule_text(settings: AblateConfig, words: int, single: int) -> str:
     """The rule in words."""
     compared = f"the {single} one-token words" if single >= 20 else "the words"
     return (
-        f"A labelled feature is removed (x - a·d, the SAE's error kept) at every position of a held-out text and its readout "
-        f"prompt where it is active, on {settings.min_texts} to {settings.max_texts} texts of any concept in which it fires. "
-        f"Effect: change of log P of its concept's word after the prompt, less the mean change of {compared} outside its "
-        f"family (of {words} words in all), averaged over texts. z: the effect in units of the root mean square of the same "
-        f"quantity for its reference controls, unlabelled features that fire on the same texts (in at least {FIRES_IN:.0%} of "
-        f"them, active at the same share of tokens within a factor {SHARE_FACTOR:g}, adding the same mean norm within "
-        f"{SIZE_FACTOR:g}; the nearest where these are too few). p: share of all features' held-back controls with a z at "
-        f"least as low. Causal: Benjamini-Hochberg q over the tested features <= {settings.q:g} and a negative effect. Not "
-        f"testable: fires in too few texts, or projecting out the concept's dense vector has p > {DENSE_P:g} by the same rule."
+        "A labelled feature is removed (x - a·d, the SAE's error kept) at every position of a held-out text and its "
+        f"readout prompt where it is active, on {settings.min_texts} to {settings.max_texts} texts of any concept in "
+        "which it fires. Effect: change of log P of its concept's word after the prompt, less the mean change of "
+        f"{compared} outside its family (of {words} words in all), averaged over texts. z: the effect in units of the "
+        "root mean square of the same quantity for its reference controls, unlabelled features that fire on the same "
+        f"texts (in at least {FIRES_IN:.0%} of them, active at the same share of tokens within a factor "
+        f"{SHARE_FACTOR:g}, adding the same mean norm within {SIZE_FACTOR:g}; the nearest where these are too few). p: "
+        "share of all features' held-back controls with a z at least as low. Causal: Benjamini-Hochberg q over the "
+        f"tested features <= {settings.q:g} and a negative effect. Not testable: fires in too few texts, or setting the "
+        "text's reading along its concept's dense vector to the mean of all texts, at every position, does not lower "
+        f"the word (p > {DENSE_P:g} by the same rule)."
     )
 
 

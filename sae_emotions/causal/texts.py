@@ -12,7 +12,8 @@ import torch
 from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.harvest.rows import Rows
 
-LEAST, CHUNK = 768, 128  # texts looked at, at least; texts a step
+LEAST = 512  # texts looked at, at least
+CHUNK = 32  # texts encoded together
 OVERHEAD = 25  # what a run costs beside the text's tokens, in tokens: the prompt and the unembedding
 
 
@@ -38,7 +39,7 @@ def scan(
 ) -> Firing:
     """Read stored rows of `documents`, in this order, until each of the first `features` latents fires in `texts` of them.
 
-    At least `LEAST` documents are read (all, if there are fewer). The result covers the documents that were read.
+    At least `LEAST` documents are read (all, if there are fewer), and there must be one. The result covers what was read.
     """
     starts_T = np.searchsorted(rows.document_N, documents)
     ends_T = np.searchsorted(rows.document_N, documents, side="right")
@@ -46,36 +47,32 @@ def scan(
     active, amount = [], []
     fires_F = np.zeros(features, np.int64)
     for at in range(0, len(documents), CHUNK):
-        for start, end in zip(starts_T[at : at + CHUNK], ends_T[at : at + CHUNK], strict=True):
-            x_ND = torch.from_numpy(rows.slice(int(start), int(end)))
-            acts_NL = dictionary.features(x_ND)[:, take_L] if len(x_ND) else torch.zeros(0, len(latents_L))
-            active.append((acts_NL > 0).sum(0).float().numpy())
-            amount.append(acts_NL.sum(0).numpy())
+        spans = list(zip(starts_T[at : at + CHUNK].tolist(), ends_T[at : at + CHUNK].tolist(), strict=True))
+        x_ND = rows.read(np.concatenate([np.arange(*span) for span in spans]))
+        acts_NL = dictionary.features(torch.from_numpy(x_ND))[:, take_L]
+        for acts_SL in acts_NL.split([end - start for start, end in spans]):
+            active.append((acts_SL > 0).sum(0).float().numpy())
+            amount.append(acts_SL.sum(0).numpy())
             fires_F += active[-1][:features] > 0
-            done(1)
+        done(len(spans))
         if len(active) >= LEAST and (fires_F >= texts).all():
             break
-    shape = (len(active), len(latents_L))
-    return Firing(
-        np.array(active, np.float32).reshape(shape),
-        np.array(amount, np.float32).reshape(shape),
-        (ends_T - starts_T)[: len(active)],
-    )
+    return Firing(np.stack(active), np.stack(amount), (ends_T - starts_T)[: len(active)])
 
 
 def choose(fires_TF: np.ndarray, tokens_T: np.ndarray, texts: int) -> np.ndarray:
-    """Numbers of the fewest and shortest texts such that each feature fires in `texts` of them, where it can.
+    """Numbers of few and short texts such that each feature fires in `texts` of them, where it can; most useful first.
 
-    Greedy set cover: the text with the most features still in need for its cost comes next; the first of equals wins.
+    Greedy set cover: next comes the text with the most features still in need for its cost; the first of equals wins.
     """
     need_F = np.minimum(fires_TF.sum(0), texts)
     left_T = np.ones(len(fires_TF), bool)
     cost_T = tokens_T + OVERHEAD
     chosen = []
     while need_F.any():
-        gain_T = np.where(left_T, fires_TF @ (need_F > 0) / cost_T, -1.0)
+        gain_T = np.where(left_T, (fires_TF & (need_F > 0)).sum(1) / cost_T, -1.0)
         best = int(gain_T.argmax())
         chosen.append(best)
         left_T[best] = False
         need_F = np.maximum(need_F - fires_TF[best], 0)
-    return np.array(sorted(chosen), dtype=np.int64)
+    return np.array(chosen, dtype=np.int64)
