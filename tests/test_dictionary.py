@@ -21,7 +21,6 @@ from sae_emotions.harvest.rows import read_documents
 from tests.tiny import tiny_config
 
 ARCHITECTURES = ["topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard"]
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 
 @pytest.fixture(scope="module")

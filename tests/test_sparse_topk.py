@@ -11,8 +11,6 @@ from sae_emotions.adapters.saelens import trainer, training_sae
 from sae_emotions.adapters.saelens_sparse import SparseTopKTrainingSAE, largest
 from sae_emotions.config import DictionaryConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
-
 
 def pair(d_in: int = 24, d_sae: int = 256, k: int = 6) -> tuple[Any, Any]:
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig

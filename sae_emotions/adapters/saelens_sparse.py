@@ -7,6 +7,7 @@ k groups with the largest maxima hold the k largest values. Loss, gradients and 
 B: rows, D: residual width, M: latents, K: active latents a row, G: latents a group.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ def largest(pre_BM: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _csr(start: torch.Tensor, column: torch.Tensor, value: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    return torch.sparse_csr_tensor(start, column, value, shape, check_invariants=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(start, column, value, shape, check_invariants=False)
 
 
 def _dots(e_BD: torch.Tensor, W_MD: torch.Tensor, index_BK: torch.Tensor) -> torch.Tensor:
