@@ -153,7 +153,8 @@ def test_importing_is_light(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["sae_emotions", "sae_emotions.cli"])
 def test_importing_is_fast(module: str) -> None:
-    code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+    """Seconds of processor time, the best of five: what else runs on the machine does not count."""
+    code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
     best = min(float(python(code)) for _ in range(5))
     assert best < 0.3
 
