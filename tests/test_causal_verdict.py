@@ -18,11 +18,16 @@ def drawn(rng, shift=0.0, dense=-20.0, features=F, controls=K, heavy=True):
     return effect_F, scale_F * dense, reference, held_back, random
 
 
+def judged_of(given):
+    effect_F, dense_F, reference, held_back, random = given
+    return judge(effect_F, dense_F, reference, held_back, random, 0.05)
+
+
 def test_no_more_than_the_rate_is_confirmed_where_nothing_is_causal():
     """Benjamini-Hochberg at q under the full null: any confirmation at all in at most q of the runs."""
     rng = np.random.default_rng(0)
     runs = 200
-    any_confirmed = sum(judge(*drawn(rng), q=0.05).confirmed_F.any() for _ in range(runs))
+    any_confirmed = sum(judged_of(drawn(rng)).confirmed_F.any() for _ in range(runs))
     # 0.05 · 200 = 10; the 99.5 % point of the binomial is 18.
     assert any_confirmed <= 18
 
@@ -30,14 +35,14 @@ def test_no_more_than_the_rate_is_confirmed_where_nothing_is_causal():
 def test_a_single_feature_has_size_at_most_five_percent():
     """With one tested feature q is p: the rule must call at most 5 % of null features causal, at any scale."""
     rng = np.random.default_rng(1)
-    p = np.concatenate([judge(*drawn(rng), q=0.05).p_F for _ in range(50)])
+    p = np.concatenate([judged_of(drawn(rng)).p_F for _ in range(50)])
     share = (p <= 0.05).mean()
     assert 0.03 < share <= 0.05 + 3 * (0.05 * 0.95 / len(p)) ** 0.5
 
 
 def test_real_effects_are_found_and_controls_are_not():
     rng = np.random.default_rng(2)
-    judged = judge(*drawn(rng, shift=-12.0), q=0.05)
+    judged = judged_of(drawn(rng, shift=-12.0))
     assert judged.confirmed_F.mean() > 0.9
     assert judged.controls_tested == F * K
     assert judged.controls_confirmed <= 0.05 * judged.controls_tested
@@ -53,7 +58,7 @@ def test_a_sign_flip_over_texts_would_be_fooled_and_this_is_not():
     own = rng.normal(0, 1, 200)
     over_texts = np.mean([wilcoxon(x + rng.normal(0, 0.5, 12), alternative="less").pvalue < 0.05 for x in own])
     assert over_texts > 0.3
-    judged = judge(*drawn(rng, heavy=False), q=0.05)
+    judged = judged_of(drawn(rng, heavy=False))
     assert judged.controls_confirmed <= 0.05 * judged.controls_tested
 
 
@@ -70,7 +75,7 @@ def test_a_feature_is_tested_only_where_the_dense_vector_moves_the_word():
 
 def test_raising_the_word_is_never_causal():
     rng = np.random.default_rng(5)
-    judged = judge(*drawn(rng, shift=+12.0), q=0.05)
+    judged = judged_of(drawn(rng, shift=+12.0))
     assert not judged.confirmed_F.any()
     # Even where every control raises it much more.
     effect_F, dense_F, reference, held_back, random = drawn(rng, shift=+1.0)

@@ -2,6 +2,7 @@
 
 import builtins
 import sys
+import time
 import types
 
 import pytest
@@ -46,6 +47,7 @@ def test_offline_writes_every_stage_under_the_run(tmp_path, capfd):
     run = tmp_path / "run"
     for stage in ("harvest", "train:one"):
         logged(run, stage)
+        time.sleep(1.1)  # W&B names an offline folder by the second
     found = sorted(run.rglob("*.wandb"))
     assert {path.relative_to(run).parts[0] for path in found} == {"wandb"}
     name = run_id(parse_config(config(), "test"))
