@@ -6,7 +6,7 @@ import pytest
 from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, halves, match, traits
 from sae_emotions.causal.effects import words_of
 from sae_emotions.causal.readouts import WordTree
-from sae_emotions.causal.texts import Firing, choose
+from sae_emotions.causal.texts import Firing, choose, strongest
 
 T, LATENTS = 30, 120
 
@@ -90,6 +90,12 @@ def test_a_feature_that_fires_too_seldom_takes_what_there_is():
     assert {7, 30} <= set(chosen)
     assert len(chosen) == 12
     assert len(choose(np.zeros((50, 2), bool), np.full(50, 80), 12)) == 0
+
+
+def test_a_features_texts_are_those_in_which_it_fires_most():
+    amount_TF = np.array([[3.0, 0.0], [1.0, 0.0], [2.0, 5.0], [0.0, 0.0]])
+    assert strongest(amount_TF, 2).tolist() == [[True, False], [False, False], [True, True], [False, False]]
+    assert strongest(amount_TF, 9).tolist() == (amount_TF > 0).tolist()
 
 
 def tree(single, double):

@@ -167,8 +167,9 @@ def test_protected_positions_are_never_offered(text):
     keep_Q = text.keep_Q.tolist()
     assert keep_Q[0] is False
     assert keep_Q[6] is False
-    assert not any(keep_Q[text.packed.stem :])
-    assert sum(keep_Q) == text.packed.stem - 2
+    # The prompt and the words are the measuring instrument.
+    assert not any(keep_Q[text.packed.text :])
+    assert sum(keep_Q) == text.packed.text - 2
 
 
 def test_every_removal_is_in_one_batch(tree):

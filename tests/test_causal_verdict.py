@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sae_emotions.causal.verdict import benjamini_hochberg, judge, pooled_p, spread
+from sae_emotions.causal.verdict import benjamini_hochberg, judge, pooled_p, spread, stands_in
 
 F, K = 40, 25
 
@@ -103,8 +103,11 @@ def test_pooled_p_counts_ties_and_is_never_zero():
     assert pooled_p(np.array([-3.0, -2.0, -1.0, 5.0]), null_N) == pytest.approx([1 / 5, 2 / 5, 4 / 5, 1.0])
 
 
-def test_spread_is_about_zero():
-    assert spread(np.array([3.0, 3.0, 3.0])) == pytest.approx(3.0)
+def test_spread_is_about_zero_and_no_outlier_sets_it():
+    assert spread(np.array([3.0, 3.0, 3.0])) == pytest.approx(3.0 * 1.4826)
+    normal = np.random.default_rng(9).normal(0, 2, 10_001)
+    assert spread(normal) == pytest.approx(2, rel=0.05)
+    assert spread(np.array([1.0, -1.0, 1.0, -500.0])) == pytest.approx(1.4826)
 
 
 def test_benjamini_hochberg_matches_its_definition():
@@ -112,3 +115,12 @@ def test_benjamini_hochberg_matches_its_definition():
     order = np.argsort(p)
     q = np.minimum.accumulate((p[order] * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1]
     assert benjamini_hochberg(p)[order] == pytest.approx(np.minimum(q, 1))
+
+
+def test_a_stand_in_is_confirmed_as_if_all_were_judged_anew():
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        others_F, p_X = rng.random(15) ** 4, np.concatenate([rng.random(30) ** 4, [1e-9, 1.0]])
+        p_X[:3] = others_F[:3]
+        expected = [benjamini_hochberg(np.append(others_F, p))[-1] <= 0.1 for p in p_X]
+        assert stands_in(p_X, others_F, 0.1).tolist() == expected

@@ -1,8 +1,10 @@
 """The ablation stage: does the model use a labelled feature to say what its texts show?
 
-Each labelled feature is removed (its own contribution alone, at every position of text and prompt where it is active)
-on held-out texts in which it fires; the change of its concept's word is compared with that of other words, and judged
-against matched controls. Shapes: F features under test, L latents, T texts, S positions, K controls.
+Each labelled feature is removed (its own contribution alone, at every position where it is active) from held-out texts in
+which it fires; the change of its concept's word after a readout prompt is compared with that of other words, and judged
+against matched controls. The prompt is the measuring instrument and is left alone: a latent that is active at its last
+token acts on the next word directly, whatever the text says, and a handful of such controls would drown every effect.
+Shapes: F features under test, L latents, T texts, S positions, K controls.
 """
 
 import time
@@ -16,12 +18,12 @@ import torch
 from sae_emotions.artefact import write_json, written_folder
 from sae_emotions.causal.collateral import acts_of, kl_of_removal
 from sae_emotions.causal.controls import Matched, halves, match
-from sae_emotions.causal.effects import Design, Effects, Measured, count_runs, effects, measure, usual, words_of
+from sae_emotions.causal.effects import Design, Effects, Measured, count_runs, effects, measure, words_of
 from sae_emotions.causal.material import HeldOut, Material, gather
 from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.runs import Text, enter
 from sae_emotions.causal.tables import Collateral, Outcome, empty_summary, rule_text, summarise, write_tables
-from sae_emotions.causal.texts import Firing, choose, scan
+from sae_emotions.causal.texts import Firing, choose, scan, strongest
 from sae_emotions.causal.verdict import judge
 from sae_emotions.config import RunConfig
 from sae_emotions.progress import Progress
@@ -48,7 +50,7 @@ def _pool(config: RunConfig, material: Material) -> list[HeldOut]:
     texts = settings.min_texts + SPARE
     with Progress("choose texts", len(documents), "texts") as bar:
         firing = scan(material.rows, material.dictionary, documents, material.latents_L, count, texts, bar.advance)
-    chosen = choose(firing.active_TL[:, :count] > 0, firing.tokens_T, texts)
+    chosen = choose(strongest(firing.amount_TL[:, :count]), firing.tokens_T, texts)
     # Where nothing fires anywhere, one text keeps the rest of the stage from having to know.
     return [material.held_out[n] for n in (chosen if len(chosen) else [0])]
 
@@ -68,8 +70,12 @@ def _read(upper: Upper, tree: WordTree, material: Material, pool: list[HeldOut])
 
 
 def _uses(firing: Firing, features: int, most: int) -> list[np.ndarray]:
-    """Texts of the pool in which each feature fires, the first `most` of them where there are more."""
-    return [np.flatnonzero(firing.active_TL[:, f] > 0)[:most] for f in range(features)]
+    """Texts of the pool in which each feature fires; where there are more than `most`, those in which it fires most."""
+    found = []
+    for amount_T in firing.amount_TL[:, :features].T:
+        order = np.argsort(-amount_T, kind="stable")[:most]
+        found.append(np.sort(order[amount_T[order] > 0]))
+    return found
 
 
 def _design(
@@ -92,7 +98,7 @@ def _design(
         material.dictionary.W_dec_FD[torch.from_numpy(material.latents_L)],
         material.dense_CD,
         torch.nn.functional.normalize(random_FRD, dim=2),
-        usual(read.texts),
+        torch.cat([text.x_QD[text.keep_Q].float() for text in read.texts]).mean(0),
     )
 
 

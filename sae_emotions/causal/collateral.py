@@ -20,7 +20,7 @@ _NO_WORDS = WordTree((), (), (), ())
 
 
 def acts_of(dictionary: Dictionary, text: Text, latents_L: np.ndarray) -> torch.Tensor:
-    """acts_SL, float32 on the CPU, of these latents at a text's and its prompt's positions; 0 where no change is allowed."""
+    """acts_SL, float32 on the CPU, of these latents at a text's and its prompt's positions; 0 where it may not be edited."""
     acts_SL = torch.zeros(text.packed.stem, len(latents_L))
     keep_S = text.keep_Q[: text.packed.stem].cpu()
     x_ND = text.x_QD[: text.packed.stem].float().cpu()[keep_S]

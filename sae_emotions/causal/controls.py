@@ -13,7 +13,7 @@ from sae_emotions.causal.texts import Firing
 
 SHARE_FACTOR, SIZE_FACTOR = 2.0, 1.5  # a match is within these factors of the feature
 FIRES_IN = 0.75  # share of the feature's texts in which a control must fire
-NEW = 0.5  # how much nearer, in tolerances, a control must be that no other feature uses yet
+NEW = 1.0  # how much nearer, in tolerances, a control must be that no other feature uses yet
 
 
 class Traits(NamedTuple):

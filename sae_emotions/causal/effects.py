@@ -49,29 +49,8 @@ class Design(NamedTuple):
     """unit vectors, one a concept"""
     random_FRD: torch.Tensor
     """unit vectors"""
-    usual: "Usual"
-
-
-class Usual(NamedTuple):
-    """The mean residual after the hook's block over the common texts: what a projection leaves in its place."""
-
-    text_D: torch.Tensor
-    """over all positions of the texts that may be changed"""
-    prompt_RD: torch.Tensor
-    """at each position of the prompt, which is the same in every text"""
-
-    def at(self, text: Text, positions_P: torch.Tensor) -> torch.Tensor:
-        """The mean at these positions of a text and its prompt, P x D."""
-        prompt_P = positions_P - text.packed.text
-        return torch.where((prompt_P < 0)[:, None], self.text_D, self.prompt_RD[prompt_P.clamp_min(0)])
-
-
-def usual(texts: Sequence[Text]) -> Usual:
-    """Means over the common texts, of which there must be one."""
-    ends = [text.packed.text for text in texts]
-    rows_ND = torch.cat([t.x_QD[:end][t.keep_Q[:end]].float() for t, end in zip(texts, ends, strict=True)])
-    prompt_TRD = torch.stack([t.x_QD[end : t.packed.stem].float() for t, end in zip(texts, ends, strict=True)])
-    return Usual(rows_ND.mean(0), prompt_TRD.mean(0))
+    usual_D: torch.Tensor
+    """mean residual over the editable positions of all texts: what a projection on a dense vector leaves in its place"""
 
 
 def words_of(tree: WordTree, families: Sequence[str | None], own_F: np.ndarray) -> Words:
@@ -120,7 +99,7 @@ def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Rem
     for concept, nodes in dense.items():
         vector_D = design.dense_CD[concept].to(device)
         positions_P = torch.nonzero(text.keep_Q)[:, 0]
-        amount_P = (text.x_QD[positions_P].float() - design.usual.at(text, positions_P)) @ vector_D
+        amount_P = (text.x_QD[positions_P].float() - design.usual_D) @ vector_D
         yield ("dense", concept, 0), Removal(positions_P, amount_P, vector_D, nodes)
     for place, wanted in controls.items():
         positions_P, amount_P = of_latent(place)

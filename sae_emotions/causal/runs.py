@@ -28,7 +28,7 @@ class Text(NamedTuple):
     x_QD: torch.Tensor
     """residual after the hook's block, unchanged"""
     keep_Q: torch.Tensor
-    """bool: positions of text and prompt that may be changed"""
+    """bool: positions of the text that may be changed; prompt and words are the measuring instrument and stay"""
 
 
 class Baseline(NamedTuple):
@@ -61,7 +61,7 @@ def enter(upper: Upper, tree: WordTree, ids: Sequence[int], special: Collection[
     packed = packed._replace(**{name: getattr(packed, name).to(device) for name in ("ids_Q", "positions_Q", "see_QQ")})
     x_BQD = upper.residual(packed.ids_Q[None], packed.positions_Q[None], packed.see_QQ[None])
     keep_Q = editable(packed.ids_Q[None], None, special)[0]
-    keep_Q[packed.stem :] = False
+    keep_Q[packed.text :] = False
     return Text(packed, x_BQD[0], keep_Q)
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, traits
 from sae_emotions.causal.effects import Design, Effects
 from sae_emotions.causal.material import Material
-from sae_emotions.causal.texts import Firing
+from sae_emotions.causal.texts import LEAST, STRONGEST, Firing
 from sae_emotions.causal.verdict import DENSE_P, Judged
 from sae_emotions.config import AblateConfig
 from sae_emotions.schema import TABLES, write_table
@@ -92,9 +91,8 @@ def _dense_norm(design: Design, f: int) -> float:
     lengths = []
     for t in design.uses[f]:
         text = design.texts[int(t)]
-        positions_P = torch.nonzero(text.keep_Q)[:, 0]
-        away_PD = text.x_QD[positions_P].float() - design.usual.at(text, positions_P)
-        lengths.append(float((away_PD.cpu() @ vector_D).abs().mean()))
+        away_PD = (text.x_QD[text.keep_Q].float() - design.usual_D).cpu()
+        lengths.append(float((away_PD @ vector_D).abs().mean()))
     return float(np.mean(lengths))
 
 
@@ -163,11 +161,12 @@ def rule_text(settings: AblateConfig, words: int, single: int) -> str:
     """The rule in words."""
     compared = f"the {single} one-token words" if single >= 20 else "the words"
     return (
-        "A labelled feature is removed (x - a·d, the SAE's error kept) at every position of a held-out text and its "
-        f"readout prompt where it is active, on {settings.min_texts} to {settings.max_texts} texts of any concept in "
-        "which it fires. Effect: change of log P of its concept's word after the prompt, less the mean change of "
+        "A labelled feature is removed (x - a·d, the SAE's error kept) at every position of a held-out text where it is "
+        f"active, the readout prompt left alone, on {settings.min_texts} to {settings.max_texts} texts of any concept, "
+        f"of the {STRONGEST} in which it fires most (of {LEAST} or more looked at). "
+        "Effect: change of log P of its concept's word after the prompt, less the mean change of "
         f"{compared} outside its family (of {words} words in all), averaged over texts. z: the effect in units of the "
-        "root mean square of the same quantity for its reference controls, unlabelled features that fire on the same "
+        "median size of the same quantity for its reference controls (x 1.4826), unlabelled features that fire on the same "
         f"texts (in at least {FIRES_IN:.0%} of them, active at the same share of tokens within a factor "
         f"{SHARE_FACTOR:g}, adding the same mean norm within {SIZE_FACTOR:g}; the nearest where these are too few). p: "
         "share of all features' held-back controls with a z at least as low. Causal: Benjamini-Hochberg q over the "

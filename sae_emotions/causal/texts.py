@@ -12,7 +12,8 @@ import torch
 from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.harvest.rows import Rows
 
-LEAST = 512  # texts looked at, at least
+LEAST = 768  # texts looked at, at least
+STRONGEST = 96  # of those: the texts in which a feature fires most, from which its own are taken
 CHUNK = 32  # texts encoded together
 OVERHEAD = 25  # what a run costs beside the text's tokens, in tokens: the prompt and the unembedding
 
@@ -58,6 +59,12 @@ def scan(
         if len(active) >= LEAST and (fires_F >= texts).all():
             break
     return Firing(np.stack(active), np.stack(amount), (ends_T - starts_T)[: len(active)])
+
+
+def strongest(amount_TF: np.ndarray, count: int = STRONGEST) -> np.ndarray:
+    """Which texts are among the `count` in which each feature fires most, and in which it fires at all. Bool, T x F."""
+    ordered_TF = np.sort(amount_TF, axis=0)[::-1]
+    return (amount_TF > 0) & (amount_TF >= ordered_TF[min(count, len(ordered_TF)) - 1])
 
 
 def choose(fires_TF: np.ndarray, tokens_T: np.ndarray, texts: int) -> np.ndarray:
