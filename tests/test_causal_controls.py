@@ -5,8 +5,10 @@ import pytest
 
 from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, halves, match, traits
 from sae_emotions.causal.effects import words_of
+from sae_emotions.causal.estimate import estimate
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.texts import Firing, choose, strongest
+from sae_emotions.config import AblateConfig
 
 T, LATENTS = 30, 120
 
@@ -113,3 +115,12 @@ def test_a_word_is_compared_with_whole_words_outside_its_family():
 def test_few_whole_words_or_one_family_fall_back_to_all():
     assert words_of(tree(3, 3), [None] * 6, np.array([1])).outside[0].tolist() == [0, 2, 3, 4, 5]
     assert words_of(tree(25, 0), ["a"] * 25, np.array([1])).outside[0].tolist() == [0, *range(2, 25)]
+
+
+def test_the_estimate_grows_with_features_texts_and_blocks():
+    small, large = AblateConfig(), AblateConfig(max_texts=32)
+    base = estimate(small, 100, 7, 7e6, 57e6)
+    assert estimate(small, 0, 7, 7e6, 57e6) == 0
+    assert base < estimate(small, 200, 7, 7e6, 57e6) < 2 * base
+    assert estimate(large, 100, 7, 7e6, 57e6) == pytest.approx(2 * base)
+    assert estimate(small, 100, 14, 7e6, 57e6) > 1.8 * base

@@ -1,0 +1,111 @@
+"""The ablation stage at its edges, on the planted model: no label, labels that never fire, inputs that are not there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sae_emotions.causal.ablate import ablate
+from sae_emotions.config import parse_config
+from sae_emotions.errors import UserError
+from sae_emotions.run_folder import create_or_check
+from sae_emotions.schema import TABLES
+from sae_emotions.stages import harvest, train
+from tests.planted import D, latents, truth
+from tests.planted_words import CONCEPTS, KINDS
+
+TRUTH = truth()
+NAME = "planted"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config(planted):
+    data = {**planted.config, "ablate": {**planted.config.get("ablate", {}), "controls": 20, "neutral_texts": 2}}
+    return parse_config(data, "the planted config")
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "planted"
+    create_or_check(folder, config)
+    harvest(config, folder)
+    train(config, folder, NAME)
+    return folder
+
+
+def label(run: Path, labels: dict[int, str]) -> None:
+    """Labels made by hand: the stage reads no more of the label stage than this."""
+    folder = run / "labels" / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    count = len(latents())
+    columns = {
+        "feature": list(range(count)),
+        "label": [labels.get(n) for n in range(count)],
+        "status": ["labelled" if n in labels else "none" for n in range(count)],
+        "screened": [n in labels for n in range(count)],
+    }
+    pq.write_table(pa.table(columns), folder / "features.parquet")
+    dense_CD = np.random.default_rng(0).standard_normal((len(CONCEPTS), D))
+    save_file({"dense_CD": torch.from_numpy(dense_CD).float()}, folder / "dense.safetensors")
+
+
+def tables(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    folder = run / "causal" / NAME
+    found = [pq.read_table(folder / f"{name}.parquet") for name in ("effects", "verdicts")]
+    for name, table in zip(("effects", "verdicts"), found, strict=True):
+        assert table.column_names == [column.name for column in TABLES[name]]
+    return found[0].to_pylist(), found[1].to_pylist(), json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_without_a_label_there_are_empty_tables_and_a_summary_that_says_so(config, run):
+    label(run, {})
+    ablate(config, run, NAME)
+    effects, verdicts, summary = tables(run)
+    assert effects == verdicts == []
+    assert summary["tested"] == summary["confirmed"] == summary["not_testable"] == 0
+    assert "no labelled feature" in summary["rule"]
+
+
+def test_a_label_that_never_fires_is_not_testable(config, run):
+    dead = min(TRUTH.dead)
+    label(run, {dead: CONCEPTS[0]})
+    ablate(config, run, NAME)
+    effects, verdicts, summary = tables(run)
+    assert effects == []
+    assert [(row["feature"], row["verdict"], row["texts"]) for row in verdicts] == [(dead, "not testable", 0)]
+    assert "fires in 0 held-out texts" in verdicts[0]["reason"]
+    assert (summary["tested"], summary["not_testable"]) == (0, 1)
+
+
+def test_a_rerun_gives_the_same_tables_and_counts_its_work(config, run):
+    concept = KINDS["causal"][0]
+    label(run, {TRUTH.feature[concept]: concept, min(TRUTH.dead): CONCEPTS[0]})
+    ablate(config, run, NAME)
+    first = tables(run)
+    ablate(config, run, NAME)
+    second = tables(run)
+    assert first[:2] == second[:2]
+    assert {row["kind"] for row in first[0]} == {"feature", "control", "random", "dense"}
+    summary = first[2]
+    assert summary["not_testable"] >= 1
+    assert 0 < summary["largest_change_by_removing_nothing"] + 1e-9 < 1e-4
+    assert summary["block_tokens"] < summary["block_tokens_of_full_forwards"]
+
+
+def test_missing_inputs_are_user_errors(config, run):
+    with pytest.raises(UserError, match="no dictionary 'other'"):
+        ablate(config, run, "other")
+    label(run, {3: "a concept that is not there"})
+    with pytest.raises(UserError, match="no concept 'a concept that is not there'"):
+        ablate(config, run, NAME)
+    label(run, {})
+    save_file({"dense_CD": torch.zeros(2, 3)}, run / "labels" / NAME / "dense.safetensors")
+    with pytest.raises(UserError, match="dense vectors"):
+        ablate(config, run, NAME)
