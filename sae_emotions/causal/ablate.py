@@ -24,14 +24,13 @@ from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.runs import Text, enter
 from sae_emotions.causal.tables import Collateral, Outcome, empty_summary, rule_text, summarise, write_tables
 from sae_emotions.causal.texts import Firing, choose, scan, strongest
-from sae_emotions.causal.verdict import judge
+from sae_emotions.causal.verdict import REFERENCE, judge
 from sae_emotions.config import RunConfig
 from sae_emotions.progress import Progress
 from sae_emotions.sources.models import load_model
 from sae_emotions.upper import Upper
 
 SPARE = 1  # texts a feature more than it must fire in, as stored rows differ a little from the model's own
-REFERENCE = 8  # reference controls a feature at least: a spread from fewer is too rough
 KL_CONTROLS = 64  # controls whose collateral damage is measured
 
 

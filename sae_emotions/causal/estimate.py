@@ -3,7 +3,7 @@
 There 245 labelled features took 16,200 removals and 100 of them 9,400, of 95 computed positions each.
 """
 
-from sae_emotions.causal.ablate import REFERENCE
+from sae_emotions.causal.verdict import REFERENCE
 from sae_emotions.config import AblateConfig
 
 POSITIONS = 95  # positions a removal computes in each block above the hook: a text from where the feature first fires

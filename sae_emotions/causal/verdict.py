@@ -13,18 +13,28 @@ from typing import NamedTuple
 import numpy as np
 
 DENSE_P = 0.05  # the positive control must reach this
-FEWEST = 4  # reference controls a spread needs
+REFERENCE = 8  # reference controls a feature, at least, where there are as many
+FEWEST = 4  # reference controls without which a spread says nothing
 
 
 def spread(reference_K: np.ndarray) -> float:
-    """Median absolute effect of the reference controls, times 1.4826: the size of what just any such removal does.
+    """Root mean square of the reference controls' effects, about zero: the size of what just any such removal does.
 
-    A median, since a control now and then reads the concept itself, unlabelled, and one such among eight would be the
-    unit of everything (the scale makes it the standard deviation of a normal sample). About zero rather than about their
-    centre, so that a z keeps the sign of its effect and a common drift of all removals widens the unit instead of
-    counting as an effect. Whatever the unit, p comes from held-back controls measured in the same one.
+    About zero rather than about their mean, so that a z keeps the sign of its effect and a common drift of all removals
+    widens the unit instead of counting as an effect.
     """
-    return 1.4826 * float(np.median(np.abs(reference_K)))
+    return float(np.sqrt(np.mean(np.square(reference_K))))
+
+
+def moderated(spread_F: np.ndarray) -> np.ndarray:
+    """Each feature's unit: the root mean square of its own spread and of the median feature's. NaN stays NaN.
+
+    A spread of a few heavy-tailed effects is small by luck now and then, and such luck would rule the null. Borrowing as
+    much again from all features is moderation as in Smyth (2004), with equal weights. It uses reference controls alone,
+    so a feature and its held-back controls stay exchangeable.
+    """
+    known_F = spread_F[np.isfinite(spread_F)]
+    return np.sqrt((spread_F**2 + np.median(known_F) ** 2) / 2) if len(known_F) else spread_F
 
 
 def pooled_p(z: np.ndarray | float, null_N: np.ndarray) -> np.ndarray:
@@ -44,7 +54,7 @@ class Judged(NamedTuple):
     """All features and all stand-ins, judged by one rule."""
 
     unit_F: np.ndarray
-    """spread of each feature's reference controls, nats"""
+    """moderated spread of each feature's reference controls, nats"""
     z_F: np.ndarray
     p_F: np.ndarray
     q_F: np.ndarray
@@ -89,7 +99,7 @@ def judge(
     against the held-back controls of the *other* features, and each random direction against all of them.
     """
     F = len(effect_F)
-    unit_F = np.array([spread(one) if len(one) >= FEWEST else np.nan for one in reference], dtype=float)
+    unit_F = moderated(np.array([spread(one) if len(one) >= FEWEST else np.nan for one in reference], dtype=float))
     unit_F = np.where(unit_F > 0, unit_F, np.nan)
     z_F, dense_z_F = effect_F / unit_F, dense_F / unit_F
     z_held = [np.asarray(one, float) / unit for one, unit in zip(held_back, unit_F, strict=True)]
