@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sae_emotions.artefact import read_json
+from sae_emotions.causal.estimate import estimate as ablation
 from sae_emotions.concepts.concept_set import ConceptSet
 from sae_emotions.config import RunConfig
 
@@ -15,6 +16,12 @@ TRAIN_EFFICIENCY = {"topk": 2.5}
 """Rate of a training step against 12 x d_in x d_sae operations a row: the sparse TopK step skips most of them (seen: 2.9)."""
 DENSE_EFFICIENCY = 0.8
 """The same for SAELens' dense steps."""
+
+
+ABLATION_EFFICIENCY = 0.55
+"""The same for removals, whose batches are small (seen: 20 removals a second at 155 GFLOP/s)."""
+LABELLED = 200
+"""Labelled features that an estimate expects; the default run had 245."""
 
 
 class Line(NamedTuple):
@@ -70,10 +77,9 @@ def estimate(config: RunConfig, model: dict[str, int], concepts: ConceptSet, gfl
             lines.append(Line(f"label {name}", what, (rows * 2 * product / rate + 45) / 60))
         if f"ablate:{name}" not in done:
             above = blocks - dictionary.block - 1
-            pairs = 10_000 * config.ablate.max_texts / 16 * config.ablate.controls / 1000
-            operations = 2 * a_block * above * 120 + 2 * width * model["vocabulary"] * 40
-            what = f"about {config.ablate.controls:,} held-back controls through {above} blocks"
-            lines.append(Line(f"ablate {name}", what, pairs * operations / (rate * FORWARD_EFFICIENCY) / 60))
+            operations = ablation(config.ablate, LABELLED, above, 2 * a_block, 2 * width * model["vocabulary"])
+            what = f"about {LABELLED} labelled features and {config.ablate.controls:,} held-back controls through {above} blocks"
+            lines.append(Line(f"ablate {name}", what, operations / (rate * ABLATION_EFFICIENCY) / 60))
     if "report" not in done:
         lines.append(Line("report", "report.html, summary.json", 0.2))
     disk = len(config.harvest.blocks) * round(rows) * bytes_a_row + 12 * tokens + 2 * width * model["vocabulary"]

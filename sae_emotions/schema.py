@@ -115,7 +115,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("active_share", f32, "share of those texts' tokens at which the intervention acts"),
         Column("removed_norm", f32, "mean norm removed where it acts, residual-stream units"),
         Column("effect", f64, "change of the word's log-probability less that of the words outside its family, nats"),
-        Column("z", f64, "effect in units of the spread of the feature's reference controls"),
+        Column("z", f64, "effect in units of the moderated spread of the feature's reference controls"),
     ),
     "verdicts": (  # causal/<name>/verdicts.parquet, one row a labelled feature
         Column("feature", i32, "labelled feature"),
