@@ -118,7 +118,7 @@ def test_few_whole_words_or_one_family_fall_back_to_all():
 
 
 def test_the_estimate_grows_with_features_texts_and_blocks():
-    small, large = AblateConfig(), AblateConfig(max_texts=32)
+    small, large = AblateConfig(max_texts=12), AblateConfig(max_texts=24)
     base = estimate(small, 100, 7, 7e6, 57e6)
     assert estimate(small, 0, 7, 7e6, 57e6) == 0
     assert base < estimate(small, 200, 7, 7e6, 57e6) < 2 * base
