@@ -30,7 +30,7 @@ def main(run: Path) -> None:
     name = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["name"]
     commands = []
     for verb, what in COMMANDS:
-        call = [sys.executable, "-m", "sae_emotions.cli", verb, what, "--run", str(run)]
+        call = [sys.executable, "-m", "sae_emotions", verb, what, "--run", str(run)]
         output = subprocess.run(call, capture_output=True, text=True, check=True).stdout
         shown = what if " " not in what else f'"{what}"'
         commands.append({"command": f"sae-emotions {verb} {shown} --run runs/demo", "output": output})

@@ -261,7 +261,3 @@ def _doctor(options: argparse.Namespace) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -109,7 +109,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("feature", i32, "labelled feature under test"),
         Column("concept", text, "its label, whose word is read out"),
         Column("kind", text, "feature, control (matched unlabelled feature), random (direction) or dense"),
-        Column("control", i32, "latent number of the control, number of the random direction, or null"),
+        Column("control", i32, "latent number of the control, else null"),
         Column("half", text, "controls: reference or held_back; else null"),
         Column("texts", i32, "texts averaged over"),
         Column("active_share", f32, "share of those texts' tokens at which the intervention acts"),

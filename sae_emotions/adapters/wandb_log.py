@@ -114,5 +114,5 @@ def _started(config: RunConfig, run: Path, stage: str) -> Any:
 
 
 def _give_up(error: Exception) -> None:
-    first = (str(error).splitlines() or [""])[0]
-    say(f"W&B does not log this stage ({type(error).__name__}: {first}); the run goes on without it.")
+    said = " ".join(str(error).split())[:300]
+    say(f"W&B does not log this stage ({type(error).__name__}: {said}); the run goes on without it.")

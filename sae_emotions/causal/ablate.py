@@ -86,7 +86,8 @@ def _design(
     count = 2 * max(-(-config.ablate.controls // max(len(enough), 1)), REFERENCE)
     candidates_C = np.arange(features, len(material.latents_L))
     matches = match(read.firing, material.norms_L, enough, uses, candidates_C, count)
-    random_FRD = torch.from_numpy(rng.standard_normal((len(enough), config.ablate.random_directions, width))).float()
+    random_FD = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((len(enough), width))).float(), dim=1)
+    some = rng.permutation(len(enough))[: config.ablate.random_directions]
     return Design(
         read.texts,
         read.acts,
@@ -96,7 +97,7 @@ def _design(
         words_of(tree, [concept.family for concept in material.concepts.concepts], material.own_F[enough]),
         material.dictionary.W_dec_FD[torch.from_numpy(material.latents_L)],
         material.dense_CD,
-        torch.nn.functional.normalize(random_FRD, dim=2),
+        {int(f): random_FD[f] for f in np.sort(some)},
         torch.cat([text.x_QD[text.keep_Q].float() for text in read.texts]).mean(0),
     )
 

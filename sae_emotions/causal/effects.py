@@ -1,13 +1,13 @@
 """Effects of all removals on the common texts: which runs are needed, and what they say of each feature.
 
-Shapes: F features, T texts, L latents, C concepts, W words, S positions of a text and its prompt, K controls, R random
-directions, D residual width.
+Shapes: F features, T texts, L latents, C concepts, W words, S positions of a text and its prompt, K controls, D
+residual width.
 
 One run of a control on a text gives the change of every word it was asked for, so it serves every feature that uses
 that text and is matched with that control.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,9 @@ from sae_emotions.causal.runs import Removal, Text, word_changes
 from sae_emotions.upper import Upper
 
 ZEROS = 4  # texts on which a removal of nothing is run
-WHOLE = 3  # texts a feature on which words of several tokens are followed through all of their tokens
-Key = tuple[str, int, int]
-"""kind, latent's place / feature / concept, number of the random direction or 0"""
+WHOLE = 2  # texts a feature on which words of several tokens are followed through all of their tokens
+Key = tuple[str, int]
+"""kind, and the latent's place, feature or concept"""
 
 
 class Words(NamedTuple):
@@ -47,8 +47,8 @@ class Design(NamedTuple):
     directions_LD: torch.Tensor
     dense_CD: torch.Tensor
     """unit vectors, one a concept"""
-    random_FRD: torch.Tensor
-    """unit vectors"""
+    random: Mapping[int, torch.Tensor]
+    """feature -> unit vector that stands in for its direction; for some of the features"""
     usual_D: torch.Tensor
     """mean residual over the editable positions of all texts: what a projection on a dense vector leaves in its place"""
 
@@ -90,9 +90,10 @@ def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Rem
         positions_P, amount_P = of_latent(int(place))
         direction_D = design.directions_LD[place].to(device)
         nodes = range(len(tree.tokens)) if t in design.uses[f][:WHOLE] else needed[f]
-        yield ("feature", f, 0), Removal(positions_P, amount_P, direction_D, tuple(nodes))
-        for r, random_D in enumerate(design.random_FRD[f]):
-            yield ("random", f, r), Removal(positions_P, amount_P * direction_D.norm(), random_D.to(device), needed[f])
+        yield ("feature", f), Removal(positions_P, amount_P, direction_D, tuple(nodes))
+        if f in design.random:
+            random_D = design.random[f].to(device)
+            yield ("random", f), Removal(positions_P, amount_P * direction_D.norm(), random_D, needed[f])
         dense[int(design.words.own_F[f])] = needed[f]
         for control in design.matches[f].controls_K:
             controls.setdefault(int(control), set()).update(needed[f])
@@ -100,12 +101,12 @@ def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Rem
         vector_D = design.dense_CD[concept].to(device)
         positions_P = torch.nonzero(text.keep_Q)[:, 0]
         amount_P = (text.x_QD[positions_P].float() - design.usual_D) @ vector_D
-        yield ("dense", concept, 0), Removal(positions_P, amount_P, vector_D, nodes)
+        yield ("dense", concept), Removal(positions_P, amount_P, vector_D, nodes)
     for place, wanted in controls.items():
         positions_P, amount_P = of_latent(place)
         if len(positions_P):
             direction_D = design.directions_LD[place].to(device)
-            yield ("control", place, 0), Removal(positions_P, amount_P, direction_D, tuple(sorted(wanted)))
+            yield ("control", place), Removal(positions_P, amount_P, direction_D, tuple(sorted(wanted)))
 
 
 def count_runs(design: Design, tree: WordTree) -> int:
@@ -182,12 +183,12 @@ def effects(measured: Measured, design: Design) -> Effects:
     for f, texts in enumerate(design.uses):
         own, outside = int(words.own_F[f]), words.outside[f]
 
-        def of(kind: str, number: int, part: int = 0) -> float:
-            return _effect(changes.get((kind, number, part), {}), texts, own, outside)  # noqa: B023 - called at once
+        def of(kind: str, number: int) -> float:
+            return _effect(changes.get((kind, number), {}), texts, own, outside)  # noqa: B023 - called at once
 
         feature.append(of("feature", f))
-        rank.append(_rank(changes["feature", f, 0], texts, own))
+        rank.append(_rank(changes["feature", f], texts, own))
         dense.append(of("dense", own))
         controls.append(np.array([of("control", int(place)) for place in design.matches[f].controls_K]))
-        random.append(np.array([of("random", f, r) for r in range(len(design.random_FRD[f]))]))
+        random.append(np.array([of("random", f)] if f in design.random else []))
     return Effects(np.array(feature), np.array(rank, dtype=int), np.array(dense), controls, random)

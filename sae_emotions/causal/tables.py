@@ -80,8 +80,8 @@ def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
             half = "held_back" if outcome.held[f][k] else "reference"
             number = int(material.latents_L[control])
             row("control", number, half, effect, float(seen.share_L[control]), float(seen.size_L[control]))
-        for r, effect in enumerate(found.random[f]):
-            row("random", r, None, effect, share, size)
+        for effect in found.random[f]:
+            row("random", None, None, effect, share, size)
     return rows
 
 

@@ -13,7 +13,7 @@ from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.harvest.rows import Rows
 
 LEAST = 768  # texts looked at, at least
-STRONGEST = 96  # of those: the texts in which a feature fires most, from which its own are taken
+STRONGEST = 128  # of those: the texts in which a feature fires most, from which its own are taken
 CHUNK = 32  # texts encoded together
 OVERHEAD = 25  # what a run costs beside the text's tokens, in tokens: the prompt and the unembedding
 
