@@ -181,9 +181,7 @@ def test_doctor_and_sources_speak_json(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_command_is_installed_and_reports_usage_errors() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "sae_emotions", "show"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "sae_emotions", "show"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "usage:" in done.stderr
 

@@ -86,7 +86,9 @@ def _design(
     count = 2 * max(-(-config.ablate.controls // max(len(enough), 1)), REFERENCE)
     candidates_C = np.arange(features, len(material.latents_L))
     matches = match(read.firing, material.norms_L, enough, uses, candidates_C, count)
-    random_FD = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((len(enough), width))).float(), dim=1)
+    random_FD = torch.nn.functional.normalize(
+        torch.from_numpy(rng.standard_normal((len(enough), width))).float(), dim=1
+    )
     some = rng.permutation(len(enough))[: config.ablate.random_directions]
     return Design(
         read.texts,

@@ -19,5 +19,7 @@ def estimate(settings: AblateConfig, features: int, above: int, block_flops: flo
     number of weights).
     """
     pairs = 2 * max(-(-settings.controls // max(features, 1)), REFERENCE) * features
-    removals = settings.max_texts * (features * (1 + DENSE) + min(settings.random_directions, features) + SHARED * pairs)
+    removals = settings.max_texts * (
+        features * (1 + DENSE) + min(settings.random_directions, features) + SHARED * pairs
+    )
     return removals * (POSITIONS * above * block_flops + SLOTS * unembedding_flops)
