@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from sae_emotions import stages
     from sae_emotions.config import RunConfig, load_config
     from sae_emotions.errors import UserError
-    from sae_emotions.lookup import open
+    from sae_emotions.lookup.run import open
     from sae_emotions.pipeline import run
 
 _WHERE = {
     "RunConfig": "config",
     "UserError": "errors",
     "load_config": "config",
-    "open": "lookup",
+    "open": "lookup.run",
     "run": "pipeline",
 }
 

@@ -181,13 +181,13 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
 
 
 def _opened(options: argparse.Namespace) -> Any:
-    from sae_emotions.lookup import open as open_run
+    from sae_emotions.lookup.run import open as open_run
 
     return open_run(options.run)
 
 
 def _find(options: argparse.Namespace) -> None:
-    from sae_emotions.lookup_text import find_table
+    from sae_emotions.lookup.text import find_table
 
     found = _opened(options).find(options.word, dictionary=options.dictionary)
     if options.json:
@@ -197,7 +197,7 @@ def _find(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from sae_emotions.lookup_text import feature_card
+    from sae_emotions.lookup.text import feature_card
 
     feature = _opened(options).feature(options.feature, dictionary=options.dictionary)
     if options.json:
@@ -207,7 +207,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _read(options: argparse.Namespace) -> None:
-    from sae_emotions.lookup_text import read_table
+    from sae_emotions.lookup.text import read_table
 
     text = sys.stdin.read() if options.text == "-" else options.text
     reading = _opened(options).read(text, dictionary=options.dictionary)

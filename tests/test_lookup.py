@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 import sae_emotions
 from sae_emotions.artefact import write_json
 from sae_emotions.errors import UserError
-from sae_emotions.lookup_rows import decoder_row
-from sae_emotions.lookup_shapes import Active, Reading, ReadToken
-from sae_emotions.lookup_text import feature_card, find_table, marked, read_table, search_table
+from sae_emotions.lookup.rows import decoder_row
+from sae_emotions.lookup.shapes import Active, Reading, ReadToken
+from sae_emotions.lookup.text import feature_card, find_table, marked, read_table, search_table
 from sae_emotions.schema import read_table as read_parquet
 from sae_emotions.schema import schema, write_table
 from tests.fake_run import CELLS, FIRST, PLAIN_ONLY, SECOND, UNTESTABLE, fake_run

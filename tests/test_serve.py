@@ -172,7 +172,7 @@ def test_every_error_has_one_shape(client, method, path, status, says):
 
 
 def test_a_bug_has_the_same_shape(client, monkeypatch, capsys):
-    monkeypatch.setattr("sae_emotions.lookup.Run.search", lambda *_: 1 / 0)
+    monkeypatch.setattr("sae_emotions.lookup.run.Run.search", lambda *_: 1 / 0)
     answer = client.get("/v1/search?q=x")
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal"
     assert "ZeroDivisionError" in capsys.readouterr().err

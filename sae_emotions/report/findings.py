@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sae_emotions.config import RunConfig
-from sae_emotions.lookup import Run
-from sae_emotions.lookup_tables import Row, cells_of, rows
+from sae_emotions.lookup.run import Run
+from sae_emotions.lookup.tables import Row, cells_of, rows
 
 
 class Labels(NamedTuple):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sae_emotions.artefact import write_json, written
 from sae_emotions.config import RunConfig
-from sae_emotions.lookup import Run
+from sae_emotions.lookup.run import Run
 from sae_emotions.report import html, sections, story
 from sae_emotions.report.findings import gather
 from sae_emotions.report.summary import summary

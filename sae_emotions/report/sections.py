@@ -4,9 +4,9 @@ import json
 
 import yaml
 
-from sae_emotions.lookup import Run
-from sae_emotions.lookup_tables import Row
-from sae_emotions.lookup_text import number, p_value, visible
+from sae_emotions.lookup.run import Run
+from sae_emotions.lookup.tables import Row
+from sae_emotions.lookup.text import number, p_value, visible
 from sae_emotions.report import html, plots, story
 from sae_emotions.report.findings import Causal, Findings, Found, Labels
 from sae_emotions.report.summary import causal_numbers, label_numbers, mean

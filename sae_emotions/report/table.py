@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae_emotions.lookup_text import number, p_value, table
+from sae_emotions.lookup.text import number, p_value, table
 from sae_emotions.report.findings import Found, gather
 from sae_emotions.report.summary import causal_numbers, label_numbers
 from sae_emotions.run_folder import config_of

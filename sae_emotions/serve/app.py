@@ -1,6 +1,6 @@
 """The look-up API over one run folder: read only, no model, no database; files are read again when they change.
 
-Every endpoint is one look-up of `lookup.Run`; its answer's shape stands in `models.py`.
+Every endpoint is one look-up of `lookup.run.Run`; its answer's shape stands in `models.py`.
 """
 
 import socket
@@ -11,9 +11,9 @@ from fastapi import FastAPI, Query
 from fastapi import Path as InPath
 
 from sae_emotions.errors import UserError
-from sae_emotions.lookup import Run
-from sae_emotions.lookup import open as open_run
-from sae_emotions.lookup_tables import Row
+from sae_emotions.lookup.run import Run
+from sae_emotions.lookup.run import open as open_run
+from sae_emotions.lookup.tables import Row
 from sae_emotions.progress import say
 from sae_emotions.serve.errors import handle_errors
 from sae_emotions.serve.models import models

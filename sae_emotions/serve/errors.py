@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from sae_emotions.errors import UserError
-from sae_emotions.lookup_tables import Unknown
+from sae_emotions.lookup.tables import Unknown
 from sae_emotions.progress import say
 from sae_emotions.serve.paging import BadCursor
 

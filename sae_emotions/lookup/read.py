@@ -14,14 +14,14 @@ from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.harvest import shard_rows
 from sae_emotions.harvest.plan import special_ids, tokenised
-from sae_emotions.lookup_shapes import Active, Reading, ReadToken
-from sae_emotions.lookup_tables import Row
+from sae_emotions.lookup.shapes import Active, Reading, ReadToken
+from sae_emotions.lookup.tables import Row
 from sae_emotions.machine import compute_dtype, device
 from sae_emotions.sources.models import load_model
 from sae_emotions.sources.text import Document
 
 if TYPE_CHECKING:
-    from sae_emotions.lookup import Run
+    from sae_emotions.lookup.run import Run
 
 CHUNK = 512
 """rows encoded at once: all latents of a row are held, if only for a moment"""

@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sae_emotions.lookup_shapes import Example, Reading
-from sae_emotions.lookup_tables import Row
+from sae_emotions.lookup.shapes import Example, Reading
+from sae_emotions.lookup.tables import Row
 
 if TYPE_CHECKING:
-    from sae_emotions.lookup import Feature
+    from sae_emotions.lookup.run import Feature
 
 _SHADES = (230, 229, 222, 215, 208)  # 256-colour backgrounds from pale yellow to orange
 

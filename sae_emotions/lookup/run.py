@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from sae_emotions.lookup_rows import decoder_row
-from sae_emotions.lookup_shapes import Example, LogitLens, Reading
-from sae_emotions.lookup_tables import Row, RunFolder, Unknown, cells_of, plain, row, rows
+from sae_emotions.lookup.rows import decoder_row
+from sae_emotions.lookup.shapes import Example, LogitLens, Reading
+from sae_emotions.lookup.tables import Row, RunFolder, Unknown, cells_of, plain, row, rows
 
 if TYPE_CHECKING:
-    from sae_emotions.lookup_read import Reader
+    from sae_emotions.lookup.read import Reader
 
 
 class _Index(NamedTuple):
@@ -228,7 +228,7 @@ class Run:
 
     def show(self, number: int | str, dictionary: str | None = None) -> str:
         """One feature as a card for the terminal."""
-        from sae_emotions.lookup_text import feature_card
+        from sae_emotions.lookup.text import feature_card
 
         return feature_card(self.feature(number, dictionary))
 
@@ -243,7 +243,7 @@ class Run:
         The model and the dictionary are loaded on the first call and kept. The first token of a window and special
         tokens are never read (`read` is False). Raises `UserError` for a text shorter than two tokens.
         """
-        from sae_emotions.lookup_read import Reader
+        from sae_emotions.lookup.read import Reader
 
         name = self.dictionary(dictionary)
         if name not in self._readers:
