@@ -116,6 +116,21 @@ def test_top_contexts_are_those_of_brute_force(
             )
 
 
+@pytest.mark.parametrize("batch", [5, 4096])
+def test_a_passage_that_the_text_repeats_is_shown_once(
+    dictionary: FakeDictionary, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(contexts, "BATCH", batch)
+    rows = FakeRows([20, 20, 20], 4, seed=2)
+    third = len(rows) // 3
+    for column in (rows.token_N, rows.x_ND):  # the second document says what the first one says
+        column[third : 2 * third] = column[:third]
+    found = top_contexts(rows, dictionary, 3, 9)
+    live = found.feature_K != 5
+    assert 2 in found.document_K[live]
+    assert (np.unique(found.feature_K[live], return_counts=True)[1] == 2).all()
+
+
 def test_logit_lens_orders_tokens_by_the_product() -> None:
     generator = torch.Generator().manual_seed(3)
     W_dec, W_U = torch.randn(5, 4, generator=generator), torch.randn(30, 4, generator=generator)

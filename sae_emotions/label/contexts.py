@@ -2,7 +2,10 @@
 
 Shapes: N rows of the store, B rows a batch, F features, K candidates, n contexts a feature, W tokens a context.
 Candidates are gathered with their context while their batch is at hand, so nothing is encoded twice but the batch's
-margin. A row enters if it beats its feature's n-th best document so far.
+margin. A row enters if it beats its feature's weakest held document so far.
+
+Corpora repeat themselves, so twice as many documents are held as are asked for: at the end, of those whose contexts end in
+the same `ALIKE` tokens only the strongest stays.
 """
 
 from collections.abc import Callable
@@ -12,6 +15,8 @@ import numpy as np
 import torch
 
 from sae_emotions.label.means import BATCH, Encoder, RowStore, encoded
+
+ALIKE = 8  # tokens up to the peak that make two contexts the same
 
 
 class Contexts(NamedTuple):
@@ -45,7 +50,10 @@ def top_contexts(
     tokens: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Contexts:
-    """The `n` strongest contexts of `tokens` tokens of every feature, and how often it fires."""
+    """The `n` strongest contexts of `tokens` tokens of every feature, and how often it fires.
+
+    Fewer where it fires in fewer documents, or where more than `n` of its strongest repeat one another.
+    """
     before = tokens * 2 // 3
     margin = max(before, tokens - before)
     count, features = len(rows), dictionary.d_sae
@@ -62,12 +70,15 @@ def top_contexts(
         row_K, feature_K = (index.cpu().numpy() for index in active)
         fired_F += np.bincount(feature_K, minlength=features)
         better = value_K > floor_F[feature_K]
-        new = _strongest(feature_K[better], row_K[better] + start, value_K[better], rows, n)
+        new = _strongest(feature_K[better], row_K[better] + start, value_K[better], rows, 2 * n)
         values_KW = _context(acts_BF, rows, new, (low, high), (before, tokens))
-        best = _merged(best, _Found(*new, values_KW), n)
-        full = _rank(best.feature) == n - 1
+        best = _merged(best, _Found(*new, values_KW), 2 * n)
+        full = _rank(best.feature) == 2 * n - 1
         floor_F[best.feature[full]] = best.value[full]
         advance(stop - start)
+    kept = _unlike(best.feature, _endings(rows, best.row))
+    best = _Found(*(column[kept] for column in best))
+    best = _Found(*(column[_rank(best.feature) < n] for column in best))
     return Contexts(
         feature_K=best.feature,
         rank_K=_rank(best.feature),
@@ -84,6 +95,19 @@ def _rank(feature_K: np.ndarray) -> np.ndarray:
     """Place of each entry within its feature, for entries sorted by feature."""
     _, first, count = np.unique(feature_K, return_index=True, return_counts=True)
     return np.arange(len(feature_K)) - np.repeat(first, count)
+
+
+def _endings(rows: RowStore, row_K: np.ndarray) -> np.ndarray:
+    """The last `ALIKE` tokens up to each row, within its document; K x ALIKE, -1 before it."""
+    row_KA = row_K[:, None] - np.arange(ALIKE)
+    same_KA = (row_KA >= 0) & (rows.document_N[row_KA] == rows.document_N[row_K][:, None])
+    return np.where(same_KA, rows.token_N[row_KA], -1)
+
+
+def _unlike(feature_K: np.ndarray, ending_KA: np.ndarray) -> np.ndarray:
+    """Entries, sorted by feature and rank, whose feature has no stronger one with the same ending."""
+    pair = np.concatenate([feature_K[:, None], ending_KA], axis=1)
+    return np.sort(np.unique(pair, axis=0, return_index=True)[1])
 
 
 def _order(feature_K: np.ndarray, document_K: np.ndarray, row_K: np.ndarray, value_K: np.ndarray, n: int) -> np.ndarray:
