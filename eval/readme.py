@@ -31,9 +31,10 @@ def headline(results: dict[str, Any]) -> str:
     )
     if causal is None:
         return found + "The causal stage of that run is not finished yet.\n"
+    left = f", {causal['left_out']} were left out to save time" if causal.get("left_out") else ""
     return found + (
         f"**{causal['confirmed']} of {causal['tested']} tested features are causal** ({causal['not_testable']} more could "
-        f"not be tested), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls pass the "
+        f"not be tested{left}), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls pass the "
         "same test.\n"
     )
 

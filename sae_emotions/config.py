@@ -132,6 +132,7 @@ class LabelConfig(Config):
 class AblateConfig(Config):
     """The causal test."""
 
+    features: Positive | None = Field(None, description="labelled features to test, at most; null tests all")
     min_texts: Positive = Field(12, description="texts in which a feature must fire, else not testable")
     max_texts: Positive = Field(12, description="texts a feature at most")
     controls: Positive = Field(1000, description="held-back matched controls to pool, at least")

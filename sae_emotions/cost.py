@@ -20,7 +20,7 @@ DENSE_EFFICIENCY = 0.8
 
 ABLATION_EFFICIENCY = 0.55
 """The same for removals, whose batches are small (seen: 20 removals a second at 155 GFLOP/s)."""
-LABELLED = 200
+LABELLED = 300
 """Labelled features that an estimate expects; the default run had 245."""
 
 
@@ -77,8 +77,9 @@ def estimate(config: RunConfig, model: dict[str, int], concepts: ConceptSet, gfl
             lines.append(Line(f"label {name}", what, (rows * 2 * product / rate + 45) / 60))
         if f"ablate:{name}" not in done:
             above = blocks - dictionary.block - 1
-            operations = ablation(config.ablate, LABELLED, above, 2 * a_block, 2 * width * model["vocabulary"])
-            what = f"about {LABELLED} labelled features and {config.ablate.controls:,} held-back controls through {above} blocks"
+            features = min(LABELLED, config.ablate.features or LABELLED)
+            operations = ablation(config.ablate, features, above, 2 * a_block, 2 * width * model["vocabulary"])
+            what = f"about {features} labelled features and {config.ablate.controls:,} held-back controls through {above} blocks"
             lines.append(Line(f"ablate {name}", what, operations / (rate * ABLATION_EFFICIENCY) / 60))
     if "report" not in done:
         lines.append(Line("report", "report.html, summary.json", 0.2))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_emotions.causal.ablate import ablate
+from sae_emotions.causal.material import first_of_each
 from sae_emotions.config import parse_config
 from sae_emotions.errors import UserError
 from sae_emotions.run_folder import create_or_check
@@ -50,6 +51,7 @@ def label(run: Path, labels: dict[int, str]) -> None:
         "label": [labels.get(n) for n in range(count)],
         "status": ["labelled" if n in labels else "none" for n in range(count)],
         "screened": [n in labels for n in range(count)],
+        "auroc_selection": np.linspace(0, 1, count),
     }
     pq.write_table(pa.table(columns), folder / "features.parquet")
     dense_CD = np.random.default_rng(0).standard_normal((len(CONCEPTS), D))
@@ -97,6 +99,23 @@ def test_a_rerun_gives_the_same_tables_and_counts_its_work(config, run):
     assert summary["not_testable"] >= 1
     assert 0 < summary["largest_change_by_removing_nothing"] + 1e-9 < 1e-4
     assert summary["block_tokens"] < summary["block_tokens_of_full_forwards"]
+
+
+def test_each_concepts_best_feature_comes_first():
+    labels, auroc_X = ["a", "a", "b", "a", "c"], np.array([0.9, 0.8, 0.6, 0.95, 0.7])
+    found = {most: first_of_each(labels, auroc_X, most).tolist() for most in (1, 3, 4, 5, None)}
+    assert found == {1: [3], 3: [2, 3, 4], 4: [0, 2, 3, 4], 5: [0, 1, 2, 3, 4], None: [0, 1, 2, 3, 4]}
+
+
+def test_features_beyond_the_limit_are_left_out_and_counted(config, run):
+    concept, dead = KINDS["causal"][0], min(TRUTH.dead)
+    label(run, {TRUTH.feature[concept]: concept, dead: CONCEPTS[0]})
+    best = max(TRUTH.feature[concept], dead)  # the hand-made AUROC grows with the number
+    ablate(config.model_copy(update={"ablate": config.ablate.model_copy(update={"features": 1})}), run, NAME)
+    _, verdicts, summary = tables(run)
+    assert [row["feature"] for row in verdicts] == [best]
+    assert (summary["labelled"], summary["left_out"]) == (2, 1)
+    assert summary["tested"] + summary["not_testable"] == 1
 
 
 def test_missing_inputs_are_user_errors(config, run):

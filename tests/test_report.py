@@ -100,6 +100,7 @@ def test_the_summary_has_the_tables_numbers(folder, page):
         "tested": 4,
         "confirmed": 2,
         "not_testable": 1,
+        "left_out": 0,
         "controls_tested": 16,
         "controls_confirmed": 0,
     }
@@ -305,3 +306,11 @@ def test_no_run_is_no_report(tmp_path, folder):
 
 def test_the_summary_is_strict_json(folder, page):
     json.loads((folder / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_features_that_were_left_out_are_counted(fresh):
+    where = fresh / "causal" / FIRST / "summary.json"
+    write_json(where, read_json(where) | {"left_out": 7})
+    assert "7 more were left out" in Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
+    assert "7 were left out" in final_table(fresh)
+    assert read_json(fresh / "summary.json")["dictionaries"][0]["causal"]["left_out"] == 7

@@ -177,7 +177,7 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     with written_folder(out) as folder:
         outcome = Outcome(config.ablate, read.firing, uses, enough, design, found, held, judged, collateral)
         write_tables(folder, material, outcome)
-        counts = summarise(outcome, len(material.own_F))
+        counts = summarise(outcome, material)
         rule = rule_text(config.ablate, len(tree.paths), int(tree.single().sum()))
         write_json(folder / "summary.json", counts | cost | {"rule": rule, "seconds": time.perf_counter() - started})
     return out

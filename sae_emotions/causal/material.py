@@ -3,6 +3,8 @@
 Shapes: F labelled features, L latents (features first, then candidates for controls), C concepts, D residual width.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import Rows, mapped, open_rows, read_documents
 from sae_emotions.schema import read_table
 
+_COLUMNS = ("feature", "label", "status", "screened", "auroc_selection")
 CANDIDATES = 4096  # unlabelled latents that are considered as controls, at most
 
 
@@ -46,6 +49,8 @@ class Material(NamedTuple):
     special: list[int]
     """token ids that are never edited"""
     rows: Rows
+    left_out: int
+    """labelled features that are not tested"""
 
 
 def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
@@ -53,7 +58,7 @@ def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{run} has no labels for dictionary '{name}' yet; run the label stage first.")
     table = read_table(path)
-    return {column: np.array(table[column].to_pylist()) for column in ("feature", "label", "status", "screened")}
+    return {column: np.array(table[column].to_pylist()) for column in _COLUMNS}
 
 
 def _dense(run: Path, name: str, count: int, width: int) -> torch.Tensor:
@@ -78,6 +83,17 @@ def _texts(config: RunConfig, folder: Path, concepts: ConceptSet, rng: np.random
     return [found[n] for n in rng.permutation(len(found))]
 
 
+def first_of_each(labels: Sequence[str], auroc_X: np.ndarray, most: int | None) -> np.ndarray:
+    """Numbers of the features to test: each concept's best first, then each one's second, by selection-set AUROC."""
+    order = np.argsort(-auroc_X, kind="stable")
+    seen: Counter[str] = Counter()
+    turn_X = np.zeros(len(auroc_X), np.int64)
+    for x in order:
+        turn_X[x] = seen[labels[x]]
+        seen[labels[x]] += 1
+    return np.sort(np.lexsort((np.arange(len(auroc_X)), -auroc_X, turn_X))[:most])
+
+
 def gather(config: RunConfig, run: Path, name: str) -> Material:
     """Read all inputs. Raises `UserError` where a stage before this one is missing or its files do not fit."""
     rng = np.random.default_rng(config.seed)
@@ -93,19 +109,25 @@ def gather(config: RunConfig, run: Path, name: str) -> Material:
         raise UserError(
             f"The concept set has no concept '{missing[0]}', which a label names; run the label stage again."
         )
+    tested_X = np.flatnonzero(labelled_X)
+    best = first_of_each(
+        labels["label"][tested_X].tolist(), labels["auroc_selection"][tested_X], config.ablate.features
+    )
+    tested_X = tested_X[best]
     free = np.sort(labels["feature"][(labels["status"] == "none") & ~labels["screened"].astype(bool)])
     candidates = np.sort(rng.permutation(free)[:CANDIDATES])
-    latents_L = np.concatenate([labels["feature"][labelled_X], candidates]).astype(np.int64)
+    latents_L = np.concatenate([labels["feature"][tested_X], candidates]).astype(np.int64)
     folder = run / "activations" / "concepts"
     plan: dict[str, Any] = read_json(folder / "plan.json")
     return Material(
         concepts,
         dictionary,
         latents_L,
-        np.array([number[label] for label in labels["label"][labelled_X]], dtype=np.int64),
+        np.array([number[label] for label in labels["label"][tested_X]], dtype=np.int64),
         dictionary.W_dec_FD[torch.from_numpy(latents_L)].norm(dim=1).numpy(),
         _dense(run, name, len(concepts.concepts), dictionary.d_in),
         _texts(config, folder, concepts, rng),
         [int(i) for i in plan["special_ids"]],
         open_rows(folder, dictionary.block),
+        int(labelled_X.sum()) - len(tested_X),
     )

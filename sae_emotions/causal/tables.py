@@ -182,21 +182,22 @@ _COUNTS = ("tested", "confirmed", "not_testable", "controls_tested", "controls_c
 
 def empty_summary(settings: AblateConfig, seconds: float) -> dict[str, Any]:
     """Summary of a dictionary without labelled features."""
-    counts = dict.fromkeys((*_COUNTS, "random_confirmed", "removals", "texts"), 0)
+    counts = dict.fromkeys((*_COUNTS, "random_confirmed", "left_out", "removals", "texts"), 0)
     return counts | {"labelled": 0, "rule": "There is no labelled feature, so nothing was tested.", "seconds": seconds}
 
 
-def summarise(outcome: Outcome, labelled: int) -> dict[str, Any]:
+def summarise(outcome: Outcome, material: Material) -> dict[str, Any]:
     """Counts of verdicts and of stand-ins that the same rule would confirm, and how well controls match."""
     judged, matches = outcome.judged, outcome.design.matches
     tested = int(judged.tested_F.sum())
     within = np.concatenate([one.within_K for one in matches] or [np.zeros(0)])
     distinct = {int(place) for one in matches for place in one.controls_K}
     return {
-        "labelled": labelled,
+        "labelled": len(material.own_F) + material.left_out,
+        "left_out": material.left_out,
         "tested": tested,
         "confirmed": int(judged.confirmed_F.sum()),
-        "not_testable": labelled - tested,
+        "not_testable": len(material.own_F) - tested,
         "controls_tested": judged.controls_tested,
         "controls_confirmed": judged.controls_confirmed,
         "random_tested": judged.random_tested,

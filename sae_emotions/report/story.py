@@ -161,6 +161,10 @@ def causal(found: Causal) -> list[str]:
         f"the concept's own word read out; {numbers['tested']:,} could be tested, {numbers['not_testable']:,} could "
         "not."
     ]
+    if numbers["left_out"]:
+        lines.append(
+            f"{count(numbers['left_out'], 'more was', 'more were')} left out (`ablate.features` in the config)."
+        )
     if not numbers["tested"]:
         return lines
     judged, passed = numbers["controls_tested"], numbers["controls_confirmed"]

@@ -69,6 +69,7 @@ def causal_numbers(causal: Causal) -> dict[str, Any]:
         "tested": len(verdicts) - verdicts.count("not testable"),
         "confirmed": verdicts.count("causal"),
         "not_testable": verdicts.count("not testable"),
+        "left_out": causal.summary.get("left_out", 0),
         "controls_tested": causal.summary.get("controls_tested", len(causal.z["control"])),
         "controls_confirmed": causal.summary.get("controls_confirmed"),
     }

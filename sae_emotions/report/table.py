@@ -46,7 +46,8 @@ def _dictionary(one: Found, concepts: int) -> str:
         lines.append(
             f"{causal['confirmed']} of {causal['tested']} tested features are causal, "
             f"{_count(causal['controls_confirmed'])} of {causal['controls_tested']} matched controls by the same "
-            f"rule; {causal['not_testable']} features are not testable."
+            f"rule; {causal['not_testable']} features are not testable"
+            + (f", {causal['left_out']} were left out (`ablate.features`)." if causal["left_out"] else ".")
         )
     return "\n".join([title, "", *lines])
 
