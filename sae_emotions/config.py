@@ -136,9 +136,9 @@ class AblateConfig(Config):
     min_texts: Positive = Field(12, description="texts in which a feature must fire, else not testable")
     max_texts: Positive = Field(12, description="texts a feature at most")
     controls: Positive = Field(1000, description="held-back matched controls to pool, at least")
-    random_directions: Positive = Field(100, description="random directions to judge, at most one a feature")
+    random_directions: Positive = Field(50, description="random directions to judge, at most one a feature")
     q: float = Field(0.05, gt=0, lt=1, description="false discovery rate")
-    neutral_texts: Positive = Field(32, description="neutral texts for collateral damage")
+    neutral_texts: Positive = Field(16, description="neutral texts for collateral damage")
 
 
 class RunConfig(Config):
