@@ -31,11 +31,18 @@ def headline(results: dict[str, Any]) -> str:
     )
     if causal is None:
         return found + "The causal stage of that run is not finished yet.\n"
+    group = causal.get("below_most_controls")
     left = f", {causal['left_out']} were left out to save time" if causal.get("left_out") else ""
     return found + (
         f"**{causal['confirmed']} of {causal['tested']} tested features are causal** ({causal['not_testable']} more could "
         f"not be tested{left}), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls pass the "
-        "same test.\n"
+        "same test"
+        + (
+            ""
+            if group is None
+            else f"; as a group, {group:.0%} of the tested features lie below the controls' 5th percentile"
+        )
+        + ".\n"
     )
 
 

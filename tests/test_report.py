@@ -103,6 +103,7 @@ def test_the_summary_has_the_tables_numbers(folder, page):
         "left_out": 0,
         "controls_tested": 16,
         "controls_confirmed": 0,
+        "below_most_controls": 0.5,  # the two that are causal, at z -9
     }
     assert second["causal"] is None and second["name"] == SECOND and second["block"] == 3
     assert {key: first[key] for key in ("d_sae", "l0", "fvu", "dead", "ce_recovered")} == {

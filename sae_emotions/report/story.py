@@ -175,6 +175,11 @@ def causal(found: Causal) -> list[str]:
         f"{count(numbers['confirmed'], 'feature is', 'features are')} causal: the word becomes less likely than "
         f"removing matched unlabelled features makes it.{same}"
     )
+    if numbers["below_most_controls"] is not None:
+        lines.append(
+            f"As a group, {numbers['below_most_controls']:.0%} of them lie below the 5th percentile of the held-back "
+            "controls' z, where chance would put 5%."
+        )
     strongest = [one for one in found.verdicts if one["verdict"] == "causal"][:4]
     if strongest:
         parts = [f"{one['concept']} ({signed(one['effect'], 2)} nats, z {signed(one['z'], 1)})" for one in strongest]

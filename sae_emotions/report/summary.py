@@ -1,7 +1,9 @@
 """summary.json: the run's numbers for programs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from sae_emotions.report.findings import Causal, Findings, Found, Labels
 
@@ -72,7 +74,16 @@ def causal_numbers(causal: Causal) -> dict[str, Any]:
         "left_out": causal.summary.get("left_out", 0),
         "controls_tested": causal.summary.get("controls_tested", len(causal.z["control"])),
         "controls_confirmed": causal.summary.get("controls_confirmed"),
+        "below_most_controls": below_most(causal.z["feature"], causal.z["control"]),
     }
+
+
+def below_most(feature_z: Sequence[float], control_z: Sequence[float]) -> float | None:
+    """Share of the features with a z below the 5th percentile of the controls'; chance gives .05."""
+    if not feature_z or not control_z:
+        return None
+    low = np.quantile(control_z, 0.05)
+    return float(np.mean([z < low for z in feature_z]))
 
 
 def mean(values: Iterable[float | None]) -> float | None:
