@@ -80,7 +80,9 @@ def cost(results: dict[str, Any]) -> str:
     """What the run took."""
     minutes = results["summary"]["wall_seconds"] / 60
     stages = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in results["summary"]["seconds"].items())
-    return f"That run took {minutes:.0f} minutes on {results['machine']} (minutes a stage: {stages}).\n"
+    whole = results["make_run_minutes"]
+    also = f"; `time make run` showed {whole:.0f}, installation and downloads included" if whole else ""
+    return f"That run's stages took {minutes:.0f} minutes on {results['machine']} (minutes a stage: {stages}){also}.\n"
 
 
 def commands(results: dict[str, Any]) -> str:

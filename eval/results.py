@@ -1,5 +1,8 @@
-"""Collect a finished run's figures into eval/results/NAME.json, and its picture: python -m eval.results RUN.
+"""Collect a finished run's figures into eval/results/NAME.json, and its picture.
 
+    python -m eval.results RUN [MINUTES]
+
+MINUTES is what `time make run` showed, installation and downloads included, where that was measured.
 Then `python -m eval.readme` puts them into the README.
 """
 
@@ -25,8 +28,8 @@ def _machine() -> str:
     return f"{found['cores']} cores with {units[0] if units else 'no wide vector unit'}"
 
 
-def main(run: Path) -> None:
-    """Write the results file and the picture of `run`."""
+def main(run: Path, minutes: float | None = None) -> None:
+    """Write the results file and the picture of `run`, which took `minutes` in all."""
     name = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["name"]
     commands = []
     for verb, what in COMMANDS:
@@ -35,7 +38,8 @@ def main(run: Path) -> None:
         shown = what if " " not in what else f'"{what}"'
         commands.append({"command": f"sae-emotions {verb} {shown} --run runs/demo", "output": output})
     results = {
-        "made_by": "python -m eval.results RUN",
+        "made_by": "python -m eval.results RUN [MINUTES]",
+        "make_run_minutes": minutes,
         "machine": _machine(),
         "summary": json.loads((run / "summary.json").read_text(encoding="utf-8")),
         "table": final_table(run),
@@ -49,4 +53,4 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(float, sys.argv[2:3]))
