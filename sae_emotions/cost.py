@@ -21,7 +21,7 @@ DENSE_EFFICIENCY = 0.8
 ABLATION_EFFICIENCY = 0.55
 """The same for removals, whose batches are small (seen: 20 removals a second at 155 GFLOP/s)."""
 LABELLED = 300
-"""Labelled features that an estimate expects; the default run had 245."""
+"""Labelled features that an estimate expects; the default run had 334."""
 
 
 class Line(NamedTuple):

@@ -122,5 +122,5 @@ def test_the_estimate_grows_with_features_texts_and_blocks():
     base = estimate(small, 100, 7, 7e6, 57e6)
     assert estimate(small, 0, 7, 7e6, 57e6) == 0
     assert base < estimate(small, 200, 7, 7e6, 57e6) < 2 * base
-    assert estimate(large, 100, 7, 7e6, 57e6) == pytest.approx(2 * base)
+    assert 1.8 * base < estimate(large, 100, 7, 7e6, 57e6) < 2 * base
     assert estimate(small, 100, 14, 7e6, 57e6) > 1.8 * base

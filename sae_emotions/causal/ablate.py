@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sae_emotions.artefact import write_json, written_folder
-from sae_emotions.causal.collateral import acts_of, kl_of_removal
+from sae_emotions.causal.collateral import CONTROLS, acts_of, kl_of_removal
 from sae_emotions.causal.controls import Matched, halves, match
 from sae_emotions.causal.effects import Design, Effects, Measured, count_runs, effects, measure, words_of
 from sae_emotions.causal.material import HeldOut, Material, gather
@@ -31,7 +31,6 @@ from sae_emotions.sources.models import load_model
 from sae_emotions.upper import Upper
 
 SPARE = 1  # texts a feature more than it must fire in, as stored rows differ a little from the model's own
-KL_CONTROLS = 64  # controls whose collateral damage is measured
 
 
 class Read(NamedTuple):
@@ -107,10 +106,10 @@ def _design(
 def _collateral(
     config: RunConfig, material: Material, upper: Upper, tokenizer: Any, enough: np.ndarray, matches: list[Matched]
 ) -> Collateral:
-    """KL on neutral texts, of the features under test and of up to `KL_CONTROLS` of their controls."""
+    """KL on neutral texts, of the features under test and of some of their controls."""
     used = np.unique(np.concatenate([one.controls_K for one in matches] or [np.zeros(0, np.int64)]))
     rng = np.random.default_rng([config.seed, 2])
-    places_L = np.concatenate([enough, np.sort(rng.permutation(used)[:KL_CONTROLS])]).astype(np.int64)
+    places_L = np.concatenate([enough, np.sort(rng.permutation(used)[:CONTROLS])]).astype(np.int64)
     texts = [ids for ids in (tokenizer(t)["input_ids"] for t in material.concepts.neutral) if len(ids) > 1]
     texts = texts[: config.ablate.neutral_texts]
     with Progress("collateral", len(texts), "texts") as bar:

@@ -13,6 +13,7 @@ from sae_emotions.causal.runs import Removal, Text, enter, removed, unchanged
 from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.upper import Upper
 
+CONTROLS = 64  # controls that are measured beside the features
 TOKENS = 64  # of each neutral text: unembedding every position is what this costs
 BATCH = 384  # unembedded positions a batch, about
 
