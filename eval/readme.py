@@ -31,18 +31,17 @@ def headline(results: dict[str, Any]) -> str:
     )
     if causal is None:
         return found + "The causal stage of that run is not finished yet.\n"
-    group = causal.get("below_most_controls")
-    left = f", {causal['left_out']} were left out to save time" if causal.get("left_out") else ""
+    left = f", {causal['left_out']} were left out to save time" if causal["left_out"] else ""
+    share = causal["below_most_controls"]
+    group = (
+        ""
+        if share is None
+        else f"; as a group, {share:.0%} of the tested features lie below the controls' 5th percentile"
+    )
     return found + (
         f"**{causal['confirmed']} of {causal['tested']} tested features are causal** ({causal['not_testable']} more could "
         f"not be tested{left}), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls pass the "
-        "same test"
-        + (
-            ""
-            if group is None
-            else f"; as a group, {group:.0%} of the tested features lie below the controls' 5th percentile"
-        )
-        + ".\n"
+        f"same test{group}.\n"
     )
 
 
@@ -81,7 +80,7 @@ def cost(results: dict[str, Any]) -> str:
     minutes = results["summary"]["wall_seconds"] / 60
     stages = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in results["summary"]["seconds"].items())
     whole = results["make_run_minutes"]
-    also = f"; `time make run` showed {whole:.0f}, installation and downloads included" if whole else ""
+    also = f"; `time make run` showed {whole:.1f}, installation and downloads included" if whole else ""
     return f"That run's stages took {minutes:.0f} minutes on {results['machine']} (minutes a stage: {stages}){also}.\n"
 
 

@@ -315,3 +315,8 @@ def test_features_that_were_left_out_are_counted(fresh):
     assert "7 more were left out" in Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
     assert "7 were left out" in final_table(fresh)
     assert read_json(fresh / "summary.json")["dictionaries"][0]["causal"]["left_out"] == 7
+
+
+def test_a_sentence_opens_with_a_capital():
+    assert story.opening(story.count(0, "feature is", "features are")) == "No features are"
+    assert story.opening(story.count(3, "feature is", "features are")) == "3 features are"

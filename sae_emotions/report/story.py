@@ -24,6 +24,11 @@ def count(number: int, one: str, many: str | None = None) -> str:
     )
 
 
+def opening(text: str) -> str:
+    """The text with a capital: the first words of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, which is a real minus."""
     return f"{value:+.{digits}f}".replace("-", "−")
@@ -172,13 +177,13 @@ def causal(found: Causal) -> list[str]:
     if passed is not None and judged:
         same = f" By the same rule {passed:,} of {judged:,} matched controls would be ({passed / judged:.1%})."
     lines.append(
-        f"{count(numbers['confirmed'], 'feature is', 'features are')} causal: the word becomes less likely than "
+        f"{opening(count(numbers['confirmed'], 'feature is', 'features are'))} causal: the word becomes less likely than "
         f"removing matched unlabelled features makes it.{same}"
     )
     if numbers["below_most_controls"] is not None:
         lines.append(
-            f"As a group, {numbers['below_most_controls']:.0%} of them lie below the 5th percentile of the held-back "
-            "controls' z, where chance would put 5%."
+            f"As a group, {numbers['below_most_controls']:.0%} of the tested features lie below the 5th percentile of "
+            "the held-back controls' z, where chance would put 5%."
         )
     strongest = [one for one in found.verdicts if one["verdict"] == "causal"][:4]
     if strongest:
@@ -205,7 +210,7 @@ def in_short(found: Findings) -> list[str]:
         return ["No dictionary of this run is labelled yet."]
     numbers = label_numbers(first.labels)
     lines = [
-        f"{count(numbers['features'], 'feature')} of {first.name} read one of {count(numbers['concepts'], 'concept')} "
+        f"{opening(count(numbers['features'], 'feature'))} of {first.name} read one of {count(numbers['concepts'], 'concept')} "
         f"on topics never used to choose them; permuted labels give {numbers['null_features'] or 0:.2f}."
     ]
     ours = mean(numbers[f"auroc_{c}"] for c in first.labels.cells)
