@@ -132,20 +132,16 @@ def _run(options: argparse.Namespace) -> None:
 
 def _cost(config: Any, out: Path) -> str:
     from sae_emotions.concepts.concept_set import load_concepts
-    from sae_emotions.cost import estimate, rendered, stages_done
-    from sae_emotions.machine import measure, summary
+    from sae_emotions.cost import Speed, estimate, rendered, stages_done
+    from sae_emotions.machine import compute_dtype, measure, summary
     from sae_emotions.sources.models import check_blocks, model_info
 
     info = model_info(config.model)
     check_blocks(config.harvest.blocks, info["blocks"])
     measured = measure()
-    cost = estimate(
-        config,
-        info,
-        load_concepts(config.concepts),
-        max(measured["fp32_gflops"], measured["bf16_gflops"]),
-        stages_done(out),
-    )
+    float32 = compute_dtype(config.model, measured).itemsize == 4
+    speed = Speed(measured["fp32_gflops"], measured["fp32_gflops" if float32 else "bf16_gflops"])
+    cost = estimate(config, info, load_concepts(config.concepts), speed, float32, stages_done(out))
     return rendered(cost, summary(measured), out)
 
 

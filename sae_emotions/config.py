@@ -60,7 +60,14 @@ class TextConfig(Config):
     """The general text: a weighted mixture."""
 
     tokens: Positive = Field(description="tokens to harvest, all sources together")
+    tokens_in_float32: Positive | None = Field(
+        None, description="the same where the model runs in float32, for machines that are slow (default: as many)"
+    )
     sources: tuple[TextSource, ...] = Field(min_length=1)
+
+    def wanted(self, float32: bool) -> int:
+        """Tokens to harvest by a model that runs in float32, or else in bfloat16."""
+        return self.tokens_in_float32 if float32 and self.tokens_in_float32 else self.tokens
 
 
 class HarvestConfig(Config):

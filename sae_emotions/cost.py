@@ -24,6 +24,14 @@ LABELLED = 300
 """Labelled features that an estimate expects; the default run had 334."""
 
 
+class Speed(NamedTuple):
+    """Products that this machine was measured at, in GFLOP/s."""
+
+    float32: float
+    model: float
+    """in the type that the model runs in"""
+
+
 class Line(NamedTuple):
     """One stage of the estimate."""
 
@@ -46,22 +54,25 @@ class Cost(NamedTuple):
         return sum(line.minutes for line in self.lines)
 
 
-def estimate(config: RunConfig, model: dict[str, int], concepts: ConceptSet, gflops: float, done: set[str]) -> Cost:
-    """Estimate a run. `model` has blocks, d_model, parameters, vocabulary; `gflops` is this machine's measured product rate.
+def estimate(
+    config: RunConfig, model: dict[str, int], concepts: ConceptSet, speed: Speed, float32: bool, done: set[str]
+) -> Cost:
+    """Estimate a run. `model` has blocks, d_model, parameters, vocabulary; `float32`: whether it runs in float32 here.
 
     `done` are the keys of stages that will not run again.
     """
-    rate = gflops * 1e9
+    rate, exact = speed.model * 1e9, speed.float32 * 1e9
     width, blocks = model["d_model"], model["blocks"]
     a_block = max(1, model["parameters"] - model["vocabulary"] * width) / blocks
     depth = max(config.harvest.blocks) + 1
     story = round(sum(len(text.text.split()) for text in concepts.texts) * TOKENS_PER_WORD)
-    tokens = config.text.tokens + story
+    wanted = config.text.wanted(float32)
+    tokens = wanted + story
     bytes_a_row = width + 4 if config.harvest.store == "int8" else 2 * width
     lines = []
     if "harvest" not in done:
         seconds = tokens * 2 * a_block * depth / (rate * FORWARD_EFFICIENCY)
-        what = f"{config.text.tokens:,} tokens of text and about {story:,} of concept texts through {depth} of {blocks} blocks"
+        what = f"{wanted:,} tokens of text and about {story:,} of concept texts through {depth} of {blocks} blocks"
         lines.append(Line("harvest", what, seconds / 60))
     rows = tokens * 0.98
     for dictionary in config.dictionaries:
@@ -71,10 +82,10 @@ def estimate(config: RunConfig, model: dict[str, int], concepts: ConceptSet, gfl
             seen = rows * dictionary.epochs * (0.75 if dictionary.concept_rows else 0.5)
             what = f"about {seen:,.0f} rows of width {width} into {dictionary.d_sae:,} latents"
             share = TRAIN_EFFICIENCY.get(dictionary.architecture, DENSE_EFFICIENCY)
-            lines.append(Line(f"train {name}", what, seen * 6 * product / (rate * share) / 60))
+            lines.append(Line(f"train {name}", what, seen * 6 * product / (exact * share) / 60))
         if f"label:{name}" not in done:
             what = f"{dictionary.d_sae:,} features x {len(concepts.concepts)} concepts, {config.label.permutations} permutations"
-            lines.append(Line(f"label {name}", what, (rows * 2 * product / rate + 45) / 60))
+            lines.append(Line(f"label {name}", what, (rows * 2 * product / exact + 45) / 60))
         if f"ablate:{name}" not in done:
             above = blocks - dictionary.block - 1
             features = min(LABELLED, config.ablate.features or LABELLED)

@@ -122,12 +122,15 @@ def measure() -> dict[str, Any]:
     return {"device": where.type, "fp32_gflops": fp32, "bf16_gflops": bf16, "fast_bf16": bf16 >= FAST * fp32}
 
 
-def compute_dtype(config: ModelConfig) -> Any:
-    """The torch dtype that the config asks for; for 'auto', bfloat16 where it measures as fast, else float32."""
+def compute_dtype(config: ModelConfig, measured: dict[str, Any] | None = None) -> Any:
+    """The torch dtype that the config asks for; for 'auto', bfloat16 where it measures as fast, else float32.
+
+    `measured` is what `measure` returned, where it has been called already.
+    """
     import torch
 
     if config.dtype == "auto":
-        return torch.bfloat16 if measure()["fast_bf16"] else torch.float32
+        return torch.bfloat16 if (measured or measure())["fast_bf16"] else torch.float32
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 

@@ -16,6 +16,7 @@ HEAVY = (
     "wandb",
     "transformers",
     "datasets",
+    "numba",
     "sklearn",
     "scipy",
     "pandas",
@@ -32,12 +33,13 @@ GROUPS = {
 # Data moves to the right and never back: a room may know those named here, itself, and the base.
 MAY_KNOW = {
     "base": set[str](),
-    "adapters": set[str](),
+    "sparse": set[str](),
+    "adapters": {"sparse"},
     "sources": set[str](),
     "concepts": set[str](),
     "edits": {"sources"},
     "harvest": {"sources", "concepts", "edits"},
-    "dictionary": {"sources", "concepts", "harvest", "edits", "adapters"},
+    "dictionary": {"sources", "concepts", "harvest", "edits", "sparse", "adapters"},
     "label": {"concepts", "harvest", "dictionary"},
     "causal": {"sources", "concepts", "harvest", "dictionary", "label", "edits"},
     "lookup": {"sources", "harvest", "dictionary"},
@@ -51,6 +53,7 @@ ONE_ADAPTER = {
     "wandb": "adapters",
     "datasets": "sources",
     "gguf": "sources",
+    "numba": "sparse",
     "fastapi": "serve",
 }
 

@@ -13,6 +13,7 @@ from sae_emotions.label.contexts import top_contexts
 from sae_emotions.label.ledger import looks, note_look
 from sae_emotions.label.lens import logit_lens
 from sae_emotions.label.means import rows_to_read, story_means
+from sae_emotions.sparse.shapes import Active
 
 
 class FakeRows:
@@ -42,6 +43,9 @@ class FakeDictionary:
         acts = torch.relu(x_BD @ self.W_dec_FD.T - 0.5)
         acts[:, 5] = 0  # a dead one
         return acts
+
+    def active(self, x_BD: torch.Tensor) -> Active:
+        return Active.of(self.features(x_BD))
 
 
 LENGTHS = [30, 12, 41, 25, 60, 13]

@@ -18,10 +18,7 @@ DEAD_ROWS = 100_000
 def _arguments(config: DictionaryConfig) -> dict[str, Any]:
     """Settings that only one architecture knows."""
     match config.architecture:
-        case "topk":
-            # The sparse gradients of saelens_sparse.py are those of TopK without rescaling by decoder norms.
-            return {"k": config.k, "rescale_acts_by_decoder_norm": False}
-        case "batchtopk":
+        case "topk" | "batchtopk":
             return {"k": config.k}
         case "matryoshka_batchtopk":
             return {"k": config.k, "matryoshka_widths": [config.d_sae // 16, config.d_sae // 4, config.d_sae]}
@@ -36,15 +33,12 @@ def training_sae(config: DictionaryConfig, d_in: int, metadata: dict[str, Any], 
     import sae_lens
     from sae_lens.saes.sae import SAEMetadata
 
-    from sae_emotions.adapters.saelens_sparse import SparseTopKTrainingSAE
+    from sae_emotions.adapters import saelens_sparse as sparse
 
     classes = {
-        "topk": (SparseTopKTrainingSAE, sae_lens.TopKTrainingSAEConfig),
-        "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig),
-        "matryoshka_batchtopk": (
-            sae_lens.MatryoshkaBatchTopKTrainingSAE,
-            sae_lens.MatryoshkaBatchTopKTrainingSAEConfig,
-        ),
+        "topk": (sparse.SparseTopKTrainingSAE, sparse.SparseTopKTrainingSAEConfig),
+        "batchtopk": (sparse.SparseBatchTopKTrainingSAE, sparse.SparseBatchTopKTrainingSAEConfig),
+        "matryoshka_batchtopk": (sparse.SparseMatryoshkaTrainingSAE, sparse.SparseMatryoshkaTrainingSAEConfig),
         "jumprelu": (sae_lens.JumpReLUTrainingSAE, sae_lens.JumpReLUTrainingSAEConfig),
         "gated": (sae_lens.GatedTrainingSAE, sae_lens.GatedTrainingSAEConfig),
         "standard": (sae_lens.StandardTrainingSAE, sae_lens.StandardTrainingSAEConfig),
@@ -68,8 +62,10 @@ def trainer(config: DictionaryConfig, sae: Any, rows: int, scale: float, device:
     from sae_lens import SAETrainer
     from sae_lens.config import SAETrainerConfig
 
+    from sae_emotions.adapters.saelens_sparse import SparseTrainer
+
     steps = max(1, rows // config.batch)
-    made = SAETrainer(
+    made = (SparseTrainer if hasattr(sae, "stored_around") else SAETrainer)(
         SAETrainerConfig(
             total_training_samples=steps * config.batch,
             train_batch_size_samples=config.batch,

@@ -1,127 +1,259 @@
-"""SAELens' TopK training SAE with sparse gradients, in plain PyTorch.
+"""SAELens' TopK family trained by our sparse step: the same losses, gradients and files, from the active values alone.
 
-With k of M latents active, all of a step but the encoder's product can be done on B x k values: the decoder and both weight
-gradients are sparse products, and dL/db_dec follows from dL/db_enc without a dense product. Selection is exact: the
-k groups with the largest maxima hold the k largest values. Loss, gradients and saved files are those of SAELens' class.
+The classes train under SAELens' own trainer as well (`training_forward_pass` gives a loss to call `backward` on);
+`SparseTrainer` takes Adam's step in the same pass, which is faster.
 
-B: rows, D: residual width, M: latents, K: active latents a row, G: latents a group.
+B rows, D residual width, M latents.
 """
 
-import warnings
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sae_lens import TopKTrainingSAE
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+    SAETrainer,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
+from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
+from sae_lens.saes.topk_sae import TopKSAEConfig
 
-CHUNK = 512
-"""Rows a product: its pre-activations stay in the cache that the selection reads them from."""
-GROUP = 16
+from sae_emotions.sparse.shapes import AdamRate, Weights
+from sae_emotions.sparse.step import Loss, Rule, apply_adam, engine_for, loss_and_gradient
 
-
-def largest(pre_BM: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and indices (B, K) of each row's k largest entries, in no order: exact, by group maxima."""
-    rows, latents = pre_BM.shape
-    if latents % GROUP or latents // GROUP < 2 * k:
-        found = pre_BM.topk(k, -1, sorted=False)
-        return found.values, found.indices
-    groups_BGM = pre_BM.view(rows, latents // GROUP, GROUP)
-    group_BK = groups_BGM.amax(-1).topk(k, -1, sorted=False).indices
-    held_BC = groups_BGM.gather(1, group_BK[..., None].expand(-1, -1, GROUP)).reshape(rows, k * GROUP)
-    values_BK, at_BK = held_BC.topk(k, -1, sorted=False)
-    return values_BK, group_BK.gather(1, at_BK // GROUP) * GROUP + at_BK % GROUP
-
-
-def _csr(start: torch.Tensor, column: torch.Tensor, value: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(start, column, value, shape, check_invariants=False)
+CLIP = 1.0
+"""SAELens clips gradients to this norm."""
 
 
-def _dots(e_BD: torch.Tensor, W_MD: torch.Tensor, index_BK: torch.Tensor) -> torch.Tensor:
-    """e[b] . W[index[b, k]], (B, K)."""
-    rows, k = index_BK.shape
-    offsets = torch.arange(0, rows * k, k, device=e_BD.device)
-    bag = torch.arange(rows, device=e_BD.device).repeat_interleave(k)
-    found = torch.ops.aten._embedding_bag_per_sample_weights_backward(e_BD, W_MD, index_BK.reshape(-1), offsets, bag, 0)
-    return found.view(rows, k)
-
-
-class _Reconstruct(torch.autograd.Function):
-    """x_BD to its TopK reconstruction, with sparse gradients for the four parameters and none for x."""
+class _Total(torch.autograd.Function):
+    """The loss as a function of the parameters, with the gradients that came with it."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_BD: torch.Tensor,
-        W_enc_DM: torch.Tensor,
-        b_enc_M: torch.Tensor,
-        W_dec_MD: torch.Tensor,
-        b_dec_D: torch.Tensor,
-        k: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        centred_BD = x_BD - b_dec_D
-        parts = [largest(torch.addmm(b_enc_M, part, W_enc_DM), k) for part in centred_BD.split(CHUNK)]
-        values_BK = torch.cat([values for values, _ in parts]).relu_()
-        index_BK, order_BK = torch.cat([index for _, index in parts]).sort(-1)
-        values_BK = values_BK.gather(1, order_BK)
-        start = torch.arange(0, values_BK.numel() + 1, k, device=x_BD.device)
-        acts = _csr(start, index_BK.reshape(-1), values_BK.reshape(-1), (len(x_BD), len(b_enc_M)))
-        ctx.save_for_backward(centred_BD, W_enc_DM, W_dec_MD, values_BK, index_BK)
-        ctx.mark_non_differentiable(values_BK, index_BK)
-        return acts @ W_dec_MD + b_dec_D, values_BK, index_BK
+    def forward(ctx: Any, total: torch.Tensor, gradients: tuple[torch.Tensor, ...], *parameters: Any) -> torch.Tensor:
+        ctx.save_for_backward(*gradients)
+        return total.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        centred_BD, W_enc_DM, W_dec_MD, values_BK, index_BK = ctx.saved_tensors
-        e_BD = gradients[0].contiguous()
-        rows, k = index_BK.shape
-        latents = W_dec_MD.shape[0]
-        g_BK = _dots(e_BD, W_dec_MD, index_BK) * (values_BK > 0)
-        flat = index_BK.reshape(-1)
-        order = torch.argsort(flat, stable=True)
-        start_M = torch.zeros(latents + 1, dtype=torch.long, device=flat.device)
-        torch.cumsum(torch.bincount(flat, minlength=latents), 0, out=start_M[1:])
-        row = order // k
-        shape = (latents, rows)
-        g_b_enc_M = torch.zeros_like(W_dec_MD[:, 0]).index_add_(0, flat, g_BK.reshape(-1))
-        g_W_dec_MD = _csr(start_M, row, values_BK.reshape(-1)[order], shape) @ e_BD
-        g_W_enc_MD = _csr(start_M, row, g_BK.reshape(-1)[order], shape) @ centred_BD
-        g_b_dec_D = e_BD.sum(0) - W_enc_DM @ g_b_enc_M
-        return None, g_W_enc_MD.t().contiguous(), g_b_enc_M, g_W_dec_MD, g_b_dec_D, None
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        return None, None, *(gradient * upstream[0] for gradient in ctx.saved_tensors)
 
 
-class SparseTopKTrainingSAE(TopKTrainingSAE):
-    """SAELens' TopK, `rescale_acts_by_decoder_norm=False`: same loss, sparse gradients, AuxK over dead latents alone."""
+class Output:
+    """What SAELens' `TrainStepOutput` holds, worked out when it is asked for: before the next step, which uses its memory."""
+
+    def __init__(self, sae_in: torch.Tensor, found: Loss, levels: list[int], loss: torch.Tensor) -> None:
+        self.sae_in, self.loss, self.hidden_pre, self._found = sae_in, loss, found.active.value_P, found
+        self.losses = {"mse_loss": found.level_L[-1], "auxiliary_reconstruction_loss": found.aux}
+        self.losses |= {f"inner_mse_loss_{width}": found.level_L[level] for level, width in enumerate(levels)}
+        self.metrics: dict[str, Any] = {}
+
+    @functools.cached_property
+    def sae_out(self) -> torch.Tensor:
+        """The reconstruction, x_BD."""
+        return self._found.output(self.sae_in)
+
+    @functools.cached_property
+    def feature_acts(self) -> torch.Tensor:
+        """Activations, sparse (COO), as SAELens' own sparse option gives them."""
+        where = torch.stack([self._found.active.rows(), self._found.active.index_P])
+        shape = (len(self.sae_in), len(self._found.gradient.be_M))
+        return torch.sparse_coo_tensor(where, self._found.score_P, shape, check_invariants=False, is_coalesced=True)
+
+
+class _Sparse:
+    """What the three classes share. The encoder's rows lie in memory one latent after the other."""
+
+    cfg: Any
+    W_enc: Any
+    b_enc: Any
+    W_dec: Any
+    b_dec: Any
+
+    def _prepare(self, levels: list[int], of_batch: bool) -> None:
+        if not self.cfg.apply_b_dec_to_input or self.cfg.normalize_activations not in (
+            "none",
+            "expected_average_only_in",
+        ):
+            raise ValueError(
+                "the sparse step needs apply_b_dec_to_input, and normalize_activations 'none' or 'expected_average_only_in'"
+            )
+        self.W_enc.data = self.W_enc.data.t().contiguous().t()
+        self._of_batch, self._levels = of_batch, levels
+        self._engine: Any = None
+        self._origin_D: torch.Tensor | None = None
+        self._guess: float | None = None
+        self.unsure_rows = 0
+
+    def stored_around(self, origin_D: torch.Tensor) -> None:
+        """Tell the step what its rows were stored as int8 around: its screen is then twice as sharp."""
+        self._origin_D = origin_D
+
+    def weights(self) -> Weights:
+        """The parameters, sharing their memory."""
+        return Weights(self.W_enc.data.t(), self.b_enc.data, self.W_dec.data, self.b_dec.data)
+
+    def loss(self, x_BD: torch.Tensor, dead_M: torch.Tensor | None) -> Loss:
+        """Losses and gradients on scaled rows."""
+        if self._engine is None:
+            self._engine = engine_for(x_BD.device, self.W_enc.numel(), self._origin_D)
+        if not self.W_enc.data.t().is_contiguous():
+            self.W_enc.data = self.W_enc.data.t().contiguous().t()
+        level_M = torch.zeros(self.cfg.d_sae, dtype=torch.long, device=x_BD.device)
+        for width in self._levels:
+            level_M[width:] += 1
+        rule = Rule(int(self.cfg.k), self._of_batch, level_M, self.cfg.aux_loss_coefficient)
+        weights = self.weights()
+        rescaled = self.cfg.rescale_acts_by_decoder_norm
+        norm_M = self._engine.norms(weights.Wd_MD) if rescaled else torch.ones_like(weights.be_M)
+        found = loss_and_gradient(self._engine, x_BD, weights, norm_M, rule, dead_M, self._guess)
+        self.unsure_rows = found.active.unsure
+        return found
+
+    def heard(self, found: Loss) -> None:
+        """Follow the smallest score of a batch, as SAELens does for the threshold."""
+        positive_P = found.score_P[found.score_P > 0]
+        if self._of_batch and len(positive_P):
+            self._guess = float(positive_P.min())
+            rate = self.cfg.topk_threshold_lr
+            threshold: Any = self.topk_threshold  # type: ignore[has-type]
+            self.topk_threshold = (1 - rate) * threshold + rate * self._guess
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """One forward pass; `feature_acts` comes back sparse (COO), as SAELens' own sparse option gives it."""
-        x_BD = step_input.sae_in
-        out_BD, values_BK, index_BK = _Reconstruct.apply(
-            x_BD, self.W_enc, self.b_enc, self.W_dec, self.b_dec, int(self.cfg.k)
-        )
-        mse = (out_BD - x_BD).pow(2).sum(-1).mean()
-        aux = self._revival(x_BD, out_BD, step_input.dead_neuron_mask)
-        row_BK = torch.arange(len(x_BD), device=x_BD.device)[:, None].expand_as(index_BK)
-        where = torch.stack([row_BK.reshape(-1), index_BK.reshape(-1)])
-        acts = torch.sparse_coo_tensor(
-            where, values_BK.reshape(-1), (len(x_BD), self.cfg.d_sae), check_invariants=False, is_coalesced=True
-        )
-        losses = {"mse_loss": mse, "auxiliary_reconstruction_loss": aux}
-        return TrainStepOutput(
-            sae_in=x_BD, sae_out=out_BD, feature_acts=acts, hidden_pre=values_BK, loss=mse + aux, losses=losses
-        )
+        """One forward pass, for SAELens' own trainer."""
+        found = self.loss(step_input.sae_in, step_input.dead_neuron_mask)
+        self.heard(found)
+        g = found.gradient
+        gradients = tuple(one.clone() for one in (g.We_MD.t(), g.be_M, g.Wd_MD, g.bd_D))
+        total = found.level_L.sum() + found.aux
+        total = _Total.apply(total, gradients, self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        made = Output(step_input.sae_in, found, self._levels, total)
+        acts = made.feature_acts
+        return TrainStepOutput(made.sae_in, made.sae_out, acts, made.hidden_pre, made.loss, made.losses)
 
-    def _revival(self, x_BD: torch.Tensor, out_BD: torch.Tensor, dead_M: torch.Tensor | None) -> torch.Tensor:
-        """AuxK (Gao et al. 2024, A.2), as SAELens scales it: the strongest dead latents predict what is left over."""
-        if dead_M is None or not dead_M.any():
-            return out_BD.new_zeros(())
-        dead = dead_M.nonzero()[:, 0]
-        most = x_BD.shape[-1] // 2
-        scale = min(len(dead) / most, 1.0)
-        pre_BN = (x_BD - self.b_dec) @ self.W_enc[:, dead] + self.b_enc[dead]
-        top = pre_BN.topk(min(most, len(dead)), -1, sorted=False)
-        acts_BN = torch.zeros_like(pre_BN).scatter(-1, top.indices, top.values)
-        left_BD = (x_BD - out_BD).detach()
-        lost = (acts_BN @ self.W_dec[dead] - left_BD).pow(2).sum(-1).mean()
-        return self.cfg.aux_loss_coefficient * scale * lost
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Files hold encoder columns, as SAELens' do."""
+        super().process_state_dict_for_saving(state_dict)  # type: ignore[misc]
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
+
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        """The same for the inference form."""
+        super().process_state_dict_for_saving_inference(state_dict)  # type: ignore[misc]
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
+
+
+@dataclass
+class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
+    """SAELens' TopK settings."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        """Name in SAELens' registry."""
+        return "sparse_topk"
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        """Saved as SAELens' TopK."""
+        return TopKSAEConfig
+
+
+@dataclass
+class SparseBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
+    """SAELens' BatchTopK settings; saved as its JumpReLU."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        """Name in SAELens' registry."""
+        return "sparse_batchtopk"
+
+
+@dataclass
+class SparseMatryoshkaTrainingSAEConfig(MatryoshkaBatchTopKTrainingSAEConfig):
+    """SAELens' Matryoshka BatchTopK settings; saved as its JumpReLU."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        """Name in SAELens' registry."""
+        return "sparse_matryoshka_batchtopk"
+
+
+class SparseTopKTrainingSAE(_Sparse, TopKTrainingSAE):
+    """TopK."""
+
+    def __init__(self, cfg: SparseTopKTrainingSAEConfig, use_error_term: bool = False) -> None:
+        TopKTrainingSAE.__init__(self, cfg, use_error_term)
+        self._prepare([], of_batch=False)
+
+
+class SparseBatchTopKTrainingSAE(_Sparse, BatchTopKTrainingSAE):
+    """BatchTopK."""
+
+    def __init__(self, cfg: SparseBatchTopKTrainingSAEConfig, use_error_term: bool = False) -> None:
+        BatchTopKTrainingSAE.__init__(self, cfg, use_error_term)
+        self._prepare([], of_batch=True)
+
+
+class SparseMatryoshkaTrainingSAE(_Sparse, MatryoshkaBatchTopKTrainingSAE):
+    """Matryoshka BatchTopK, with AuxK over the whole dictionary (SAELens' default)."""
+
+    def __init__(self, cfg: SparseMatryoshkaTrainingSAEConfig, use_error_term: bool = False) -> None:
+        if cfg.use_matryoshka_aux_loss:
+            raise ValueError("the sparse step has no use_matryoshka_aux_loss; use SAELens' own class for it")
+        MatryoshkaBatchTopKTrainingSAE.__init__(self, cfg, use_error_term)
+        self._prepare([width for width in cfg.matryoshka_widths if width < cfg.d_sae], of_batch=True)
+
+
+for _class, _config in (
+    (SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig),
+    (SparseBatchTopKTrainingSAE, SparseBatchTopKTrainingSAEConfig),
+    (SparseMatryoshkaTrainingSAE, SparseMatryoshkaTrainingSAEConfig),
+):
+    if _config.architecture() not in SAE_TRAINING_CLASS_REGISTRY:
+        register_sae_training_class(_config.architecture(), _class, _config)
+
+
+class SparseTrainer(SAETrainer):
+    """SAELens' trainer with its optimiser's step taken by our engine, on the optimiser's own state."""
+
+    def _train_step(self, sae: Any, sae_in: torch.Tensor) -> Any:
+        sae.train()
+        with torch.no_grad():
+            found: Loss = sae.loss(sae_in, self.dead_neurons)
+            active = found.active
+            fired_M = torch.bincount(active.index_P, active.value_P > 0, minlength=sae.cfg.d_sae)
+            self.n_forward_passes_since_fired += 1
+            self.n_forward_passes_since_fired[fired_M > 0] = 0
+            self.act_freq_scores += fired_M
+            self.n_frac_active_samples += self.cfg.train_batch_size_samples
+            sae.heard(found)
+            output = Output(sae_in, found, sae._levels, found.level_L.sum() + found.aux)
+            mean, square, step = self._moments(sae)
+            group = self.optimizer.param_groups[0]
+            beta1, beta2 = group["betas"]
+            rate = AdamRate(group["lr"], beta1, beta2, group["eps"], step, clip=1.0)
+            apply_adam(sae._engine, sae.weights(), found.gradient, mean, square, rate, CLIP)
+        self.optimizer._opt_called = True  # or the schedule warns that it runs before the optimiser
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+        return output
+
+    def _moments(self, sae: Any) -> tuple[Weights, Weights, int]:
+        """Adam's means and squares in the optimiser's state, laid out like the parameters; and the step's number."""
+        made: dict[str, list[torch.Tensor]] = {"exp_avg": [], "exp_avg_sq": []}
+        for parameter in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec):
+            state = self.optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())
+                state.update({name: torch.zeros_like(parameter.data) for name in made})
+            state["step"] += 1
+            for name, tensors in made.items():
+                if state[name].stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter.data).copy_(state[name])
+                tensors.append(state[name].t() if parameter is sae.W_enc else state[name])
+        step = int(self.optimizer.state[sae.W_enc]["step"])
+        return Weights(*made["exp_avg"]), Weights(*made["exp_avg_sq"]), step

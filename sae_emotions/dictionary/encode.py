@@ -1,5 +1,7 @@
 """Encode: one function for every SAE, trained here or loaded. B: rows, D: residual width, F: latents."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +11,12 @@ import torch
 from sae_emotions.adapters import saelens
 from sae_emotions.artefact import read_json
 from sae_emotions.errors import UserError
+from sae_emotions.sparse.plain import Plain
+from sae_emotions.sparse.shapes import Active, Engine, Weights
+from sae_emotions.sparse.step import engine_for
+
+MANY = 1024
+"""Rows from which on it pays to compile the encoder, which takes some seconds."""
 
 
 class Dictionary(NamedTuple):
@@ -22,17 +30,17 @@ class Dictionary(NamedTuple):
     b_dec_D: torch.Tensor
     sae: Any
     """the SAELens object"""
+    active: Callable[[torch.Tensor], Active]
+    """x_BD to the latents that fire, and their activations"""
 
     def features(self, x_BD: torch.Tensor) -> torch.Tensor:
         """acts_BF, float32, zero where a latent does not fire."""
-        with torch.inference_mode():
-            acts_BF = self.sae.encode(x_BD)
-            return (acts_BF.to_dense() if acts_BF.is_sparse else acts_BF).float()
+        return self.active(x_BD).dense(self.d_sae)
 
     def reconstruction(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The rows as the dictionary spells them, x_BD."""
         with torch.inference_mode():
-            return self.sae.decode(self.sae.encode(x_BD)).float()
+            return self.sae.decode(self.features(x_BD)).float()
 
     def direction(self, feature: int) -> np.ndarray:
         """Decoder direction of a latent (D), in residual-stream units an activation of one adds."""
@@ -42,7 +50,40 @@ class Dictionary(NamedTuple):
 def wrapped(sae: Any, name: str, block: int) -> Dictionary:
     """A SAELens object as a `Dictionary`."""
     W_dec_FD, b_dec_D = sae.W_dec.detach().float(), sae.b_dec.detach().float()
-    return Dictionary(name, block, int(sae.cfg.d_in), int(sae.cfg.d_sae), W_dec_FD, b_dec_D, sae)
+    return Dictionary(name, block, int(sae.cfg.d_in), int(sae.cfg.d_sae), W_dec_FD, b_dec_D, sae, _encoder(sae))
+
+
+def _encoder(sae: Any) -> Callable[[torch.Tensor], Active]:
+    """The sparse step's own selection where it follows the SAE's architecture, SAELens' encoder where it does not."""
+    kind = sae.cfg.architecture()
+    plain = sae.cfg.normalize_activations == "none" and sae.cfg.apply_b_dec_to_input
+    if not plain or sae.cfg.reshape_activations != "none" or kind not in ("topk", "jumprelu"):
+        return lambda x_BD: _from_dense(sae, x_BD)
+    tensors = (sae.W_enc.t().contiguous(), sae.b_enc, sae.W_dec, sae.b_dec)
+    weights = Weights(*(tensor.detach().float() for tensor in tensors))
+    few, many = Plain(), functools.cache(lambda: engine_for(weights.We_MD.device, weights.We_MD.numel(), fixed=True))
+
+    def engine(x_BD: torch.Tensor) -> Engine:
+        return many() if len(x_BD) >= MANY or many.cache_info().currsize else few
+
+    if kind == "jumprelu":
+        threshold_M = sae.threshold.detach().float().clamp_min(0)
+        return lambda x_BD: engine(x_BD).above(x_BD, weights, threshold_M)
+    norm_M = torch.ones_like(weights.be_M)
+    if sae.cfg.rescale_acts_by_decoder_norm:
+        norm_M = weights.Wd_MD.norm(dim=1)
+
+    def top(x_BD: torch.Tensor) -> Active:
+        found = engine(x_BD).top(x_BD, weights, norm_M, int(sae.cfg.k))
+        return found._replace(value_P=found.value_P * norm_M[found.index_P])
+
+    return top
+
+
+def _from_dense(sae: Any, x_BD: torch.Tensor) -> Active:
+    with torch.inference_mode():
+        acts_BF = sae.encode(x_BD)
+        return Active.of((acts_BF.to_dense() if acts_BF.is_sparse else acts_BF).float())
 
 
 def load_dictionary(run: Path, name: str) -> Dictionary:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sae_emotions.adapters import saelens
@@ -93,6 +94,8 @@ def _trained(
     metadata = {"model_name": plan["model"]["source"], "hook_name": f"block {settings.block} {plan['hook']}"}
     sae = saelens.training_sae(settings, plan["d_in"], metadata, config.seed)
     sae.b_dec.data.copy_(sample_ND.mean(0) * scale)
+    if hasattr(sae, "stored_around"):
+        sae.stored_around(torch.from_numpy(rows.stores[0].centre_D * np.float32(scale)))
     total = max(1, int(len(rows.train) * settings.epochs) // settings.batch)
     trainer = saelens.trainer(settings, sae, total * settings.batch, scale, str(device()))
     identity = config_hash(settings) + plan["identity"]

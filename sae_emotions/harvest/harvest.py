@@ -138,9 +138,10 @@ def harvest(config: RunConfig, run: Path) -> Path:
     model = load_model(config.model, dtype)
     for source in plans:
         if plans[source] is None:
-            wanted = config.text.tokens if source == "text" else None
+            wanted = config.text.wanted(dtype == torch.float32) if source == "text" else None
             texts = _texts(config, source, model)
-            plan = make_plan(config, folder / source, model, texts, wanted, describe_texts(config, source))
+            like = None if source == "text" else folder / "text"
+            plan = make_plan(config, folder / source, model, texts, wanted, describe_texts(config, source), like)
             plans[source], todo[source] = plan, list(range(len(plan["shards"])))
             if wanted and plan["tokens"] < wanted:
                 say(

@@ -7,6 +7,7 @@ shards are independent jobs; who runs them, and in which order, does not matter.
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_emotions.artefact import read_json, versions, write_json, written, written_folder
-from sae_emotions.config import RunConfig
+from sae_emotions.config import HarvestConfig, RunConfig
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.batching import kept, padded, windows
 from sae_emotions.harvest.forward import read_blocks
@@ -124,11 +125,29 @@ def centre_of(model: Model, sample: Sequence[Tokenised], config: RunConfig) -> d
     return {"centres": {block: x_ND.double().mean(0).float() for block, x_ND in rows.items()}, "parity": parity}
 
 
+def _opening(sample: Sequence[Tokenised], settings: HarvestConfig) -> list[Tokenised]:
+    """The first windows of the sample, until there are `centre_tokens`."""
+    held, short = 0, []
+    for one in sample:
+        short.append(one._replace(ids=one.ids[: settings.context]))
+        held += len(short[-1].ids)
+        if held >= settings.centre_tokens:
+            break
+    return short
+
+
 def make_plan(
-    config: RunConfig, folder: Path, model: Model, texts: Iterable[Document], tokens: int | None, what: dict[str, Any]
+    config: RunConfig,
+    folder: Path,
+    model: Model,
+    texts: Iterable[Document],
+    tokens: int | None,
+    what: dict[str, Any],
+    like: Path | None = None,
 ) -> dict[str, Any]:
     """Tokenise, cut into shards, sample the centre, and store it all in `folder`; returns the plan.
 
+    The centre is that of the harvest in `like`, if given: rows that one dictionary reads are stored around one point.
     Raises `UserError` where the texts hold no document of at least two tokens.
     """
     settings = config.harvest
@@ -163,20 +182,20 @@ def make_plan(
                     sample[at] = one
         if not shards:
             raise UserError("The texts hold no document of at least two tokens; check the sources and the text column.")
-        held, short = 0, []
-        for one in sample:
-            short.append(one._replace(ids=one.ids[: settings.context]))
-            held += len(short[-1].ids)
-            if held >= settings.centre_tokens:
-                break
-        centre = centre_of(model, short, config)
-        with written(beside / "centre.safetensors") as path:
-            save_file({f"block{block}.centre": mean_D for block, mean_D in centre["centres"].items()}, path)
+        if like is None:
+            centre = centre_of(model, _opening(sample, settings), config)
+            with written(beside / "centre.safetensors") as path:
+                save_file({f"block{block}.centre": mean_D for block, mean_D in centre["centres"].items()}, path)
+            width, parity = int(next(iter(centre["centres"].values())).numel()), centre["parity"]
+        else:
+            shutil.copyfile(like / "centre.safetensors", beside / "centre.safetensors")
+            other = read_json(like / "plan.json")
+            width, parity = other["d_in"], other["parity_with_float32"]
         plan = {
             "identity": identity(config, what),
             "texts": what,
             "model": model.info,
-            "d_in": int(next(iter(centre["centres"].values())).numel()),
+            "d_in": width,
             "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "device": next(model.model.parameters()).device.type,
@@ -191,7 +210,7 @@ def make_plan(
             "tokens": total,
             "documents": document,
             "rows": sum(shard["rows"] for shard in shards),
-            "parity_with_float32": centre["parity"],
+            "parity_with_float32": parity,
             "shards": shards,
             "versions": versions(),
         }

@@ -62,7 +62,7 @@ class Rows:
         shards = [mapped(folder / f"{shard_name(n)}.safetensors") for n in range(len(plan["shards"]))]
         self._rows = [shard[f"block{block}.rows"] for shard in shards]
         self._scales = [shard[f"block{block}.scale"] for shard in shards] if plan["store"] == "int8" else []
-        self._centre_D = np.array(mapped(folder / "centre.safetensors")[f"block{block}.centre"])
+        self.centre_D = np.array(mapped(folder / "centre.safetensors")[f"block{block}.centre"])
         self._ends = np.cumsum([len(rows) for rows in self._rows])
         self._starts = self._ends - [len(rows) for rows in self._rows]
         self.document_N = np.concatenate([shard["document"] for shard in shards])
@@ -97,7 +97,7 @@ class Rows:
     def _decode(self, shard: int, index_N: np.ndarray) -> np.ndarray:
         raw_ND = self._rows[shard][index_N]
         if self._scales:
-            return raw_ND.astype(np.float32) * self._scales[shard][index_N][:, None] + self._centre_D
+            return raw_ND.astype(np.float32) * self._scales[shard][index_N][:, None] + self.centre_D
         return (raw_ND.astype(np.uint32) << 16).view(np.float32)
 
 

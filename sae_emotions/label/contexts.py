@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from sae_emotions.label.means import BATCH, Encoder, RowStore, encoded
+from sae_emotions.label.means import BATCH, Encoder, Firing, RowStore, encoded
 
 ALIKE = 8  # tokens up to the peak that make two contexts the same
 
@@ -63,15 +62,14 @@ def top_contexts(
     for start in range(0, count, BATCH):
         stop = min(start + BATCH, count)
         low, high = max(start - margin, 0), min(stop + margin, count)
-        acts_BF = encoded(dictionary, rows.read(np.arange(low, high)))
-        inner_BF = acts_BF[start - low : stop - low]
-        active = (inner_BF > 0).nonzero(as_tuple=True)
-        value_K = inner_BF[active].cpu().numpy()
-        row_K, feature_K = (index.cpu().numpy() for index in active)
+        firing = encoded(dictionary, rows.read(np.arange(low, high)))
+        row_K, feature_K, value_K = (
+            one[slice(*np.searchsorted(firing.row_P, [start - low, stop - low]))] for one in firing
+        )
         fired_F += np.bincount(feature_K, minlength=features)
         better = value_K > floor_F[feature_K]
-        new = _strongest(feature_K[better], row_K[better] + start, value_K[better], rows, 2 * n)
-        values_KW = _context(acts_BF, rows, new, (low, high), (before, tokens))
+        new = _strongest(feature_K[better], row_K[better] + low, value_K[better], rows, 2 * n)
+        values_KW = _context(firing, features, rows, new, (low, high), (before, tokens))
         best = _merged(best, _Found(*new, values_KW), 2 * n)
         full = _rank(best.feature) == 2 * n - 1
         floor_F[best.feature[full]] = best.value[full]
@@ -136,7 +134,8 @@ def _merged(old: _Found, new: _Found, n: int) -> _Found:
 
 
 def _context(
-    acts_BF: torch.Tensor,
+    firing: Firing,
+    features: int,
     rows: RowStore,
     new: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     span: tuple[int, int],
@@ -150,9 +149,11 @@ def _context(
     row_KW = np.clip(row_KW, low, high - 1)
     place_KW = rows.position_N[row_KW] - rows.position_N[row_K][:, None] + before
     there_KW &= (rows.document_N[row_KW] == document_K[:, None]) & (place_KW >= 0) & (place_KW < tokens)
-    index = torch.from_numpy(row_KW - low).to(acts_BF.device)
-    acts_KW = acts_BF[index, torch.from_numpy(feature_K)[:, None].to(acts_BF.device)].cpu().numpy()
-    values_KW = np.zeros((len(feature_K), tokens), np.float32)
     k, w = np.nonzero(there_KW)
-    values_KW[k, place_KW[k, w]] = acts_KW[k, w]
+    wanted = (row_KW[k, w] - low) * features + feature_K[k]
+    pair_P = firing.row_P * features + firing.feature_P
+    at = np.minimum(np.searchsorted(pair_P, wanted), len(pair_P) - 1)
+    values_KW = np.zeros((len(feature_K), tokens), np.float32)
+    if len(pair_P):
+        values_KW[k, place_KW[k, w]] = np.where(pair_P[at] == wanted, firing.value_P[at], 0)
     return values_KW

@@ -4,7 +4,7 @@ Shapes: N rows of the store, B rows a batch, T texts, F features, D residual wid
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ class Encoder(Protocol):
     def d_sae(self) -> int: ...
     @property
     def W_dec_FD(self) -> torch.Tensor: ...
-    def features(self, x_BD: torch.Tensor) -> torch.Tensor: ...
+    @property
+    def active(self) -> Callable[[torch.Tensor], Any]: ...
 
 
 class StoryMeans(NamedTuple):
@@ -46,9 +47,20 @@ class StoryMeans(NamedTuple):
     """tokens averaged over; 0 for a text that was not asked for"""
 
 
-def encoded(dictionary: Encoder, x_BD: np.ndarray) -> torch.Tensor:
-    """acts_BF on the dictionary's device, of rows read from a store."""
-    return dictionary.features(torch.from_numpy(x_BD).to(dictionary.W_dec_FD.device))
+class Firing(NamedTuple):
+    """Rows and latents that fire, in the order of both, and their activations (P pairs)."""
+
+    row_P: np.ndarray
+    feature_P: np.ndarray
+    value_P: np.ndarray
+
+
+def encoded(dictionary: Encoder, x_BD: np.ndarray) -> Firing:
+    """What fires in rows read from a store."""
+    found = dictionary.active(torch.from_numpy(x_BD).to(dictionary.W_dec_FD.device))
+    row_P, feature_P, value_P = (one.cpu().numpy() for one in (found.rows(), found.index_P, found.value_P))
+    fires_P = value_P > 0
+    return Firing(row_P[fires_P], feature_P[fires_P], value_P[fires_P])
 
 
 def story_means(
@@ -73,8 +85,13 @@ def story_means(
         some = index_N[start : start + BATCH]
         x_BD = rows.read(some)
         texts, local = np.unique(document_text[rows.document_N[some]], return_inverse=True)
-        acts_TF[texts] += _summed(encoded(dictionary, x_BD), local, len(texts))
-        resid_TD[texts] += _summed(torch.from_numpy(x_BD), local, len(texts))
+        local = local.reshape(-1)
+        firing = encoded(dictionary, x_BD)
+        pair_P = local[firing.row_P] * dictionary.d_sae + firing.feature_P
+        sums = np.bincount(pair_P, firing.value_P, len(texts) * dictionary.d_sae)
+        acts_TF[texts] += sums.reshape(len(texts), dictionary.d_sae).astype(np.float32)
+        total_TD = torch.zeros(len(texts), width).index_add_(0, torch.from_numpy(local), torch.from_numpy(x_BD))
+        resid_TD[texts] += total_TD.numpy()
         advance(len(some))
     tokens_T = np.bincount(document_text[rows.document_N[index_N]], minlength=count)
     divisor = np.maximum(tokens_T, 1)[:, None].astype(np.float32)
@@ -111,9 +128,3 @@ def _wanted_rows(
             "lengthen it or lower label.skip_tokens."
         )
     return np.flatnonzero(keep_N)
-
-
-def _summed(values_BX: torch.Tensor, local: np.ndarray, count: int) -> np.ndarray:
-    total = torch.zeros(count, values_BX.shape[1], device=values_BX.device)
-    total.index_add_(0, torch.from_numpy(local.reshape(-1)).to(values_BX.device), values_BX)
-    return total.cpu().numpy()

@@ -1,0 +1,403 @@
+"""The loops over a step's active values, compiled by numba. `plain.py` holds the same in PyTorch, and tests hold them equal.
+
+Every kernel works on the rows (or latents) that it is given and lets go of the interpreter's lock, so that threads share
+them out. float32 throughout; sums may be reassociated, but every dot product is the same loop, whoever asks for it.
+
+B rows, D residual width, M latents, C candidates a row, P active pairs of row and latent (in row order), L nested levels.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+Array = Any
+ZERO, HALF, ONE, TOP = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)
+HALVINGS, FEW, POSITIVE = 24, 2, np.int32(0x7FFFFFFF)
+ROUNDED = np.float32(2**-8)
+"""bfloat16's relative error, twice its worst."""
+
+compiled = njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc", "contract", "arcp"})
+
+
+@compiled
+def quantise(x_BD: Array, q_BD: Array, scale_B: Array, norm_B: Array, error_B: Array) -> None:
+    """Rows as int8 times `scale_B`; norms of what is kept and of what is lost."""
+    rows, width = x_BD.shape
+    limits = np.empty(1, np.int32)
+    for b in range(rows):
+        x, q = x_BD[b], q_BD[b]
+        largest = np.int32(0)
+        bits = x.view(np.int32)
+        for d in range(width):  # the bits of positive floats are in their order, and maxima of integers run in parallel
+            largest = max(largest, bits[d] & POSITIVE)
+        limits[0] = largest
+        scale = limits.view(np.float32)[0] / TOP if largest else ONE
+        inverse = ONE / scale
+        kept = gone = ZERO
+        for d in range(width):
+            c = np.floor(x[d] * inverse + HALF)
+            q[d] = np.int8(c)
+            c *= scale
+            kept += c * c
+            gone += (x[d] - c) * (x[d] - c)
+        scale_B[b] = scale
+        norm_B[b] = np.sqrt(kept)
+        error_B[b] = np.sqrt(gone)
+
+
+@compiled
+def lost(x_BD: Array, h_BD: Array, norm_B: Array, error_B: Array) -> None:
+    """Norms of what is kept and of what is lost where rows are rounded to bfloat16, given as bits."""
+    rows, width = x_BD.shape
+    for b in range(rows):
+        x = x_BD[b]
+        h = (h_BD[b].astype(np.uint32) << np.uint32(16)).view(np.float32)
+        kept = gone = ZERO
+        for d in range(width):
+            kept += h[d] * h[d]
+            gone += (x[d] - h[d]) * (x[d] - h[d])
+        norm_B[b] = np.sqrt(kept)
+        error_B[b] = np.sqrt(gone)
+
+
+@compiled
+def _limit(best_N: Array, k: int) -> Any:
+    """A value that at least k of `best_N` reach, and few more: bisection, for it runs along memory."""
+    low = high = best_N[0]
+    for n in range(best_N.size):
+        low = min(low, best_N[n])
+        high = max(high, best_N[n])
+    for _ in range(HALVINGS):
+        middle = HALF * (low + high)
+        count = np.int32(0)
+        for n in range(best_N.size):
+            count += np.int32(best_N[n] >= middle)
+        if count >= k:
+            low = middle
+            if count <= k + FEW:
+                break
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def _maxima(u_M: Array, best_N: Array, groups: int) -> None:
+    """The largest of each group; group n holds latents n, n + N, n + 2 N, ... so that the loop runs along memory."""
+    count = best_N.size
+    for n in range(count):
+        best_N[n] = u_M[n]
+    for g in range(1, groups):
+        first = g * count
+        for n in range(count):
+            best_N[n] = max(best_N[n], u_M[first + n])
+
+
+@compiled
+def _collect(u_M: Array, best_N: Array, groups: int, limit: Any, cand_C: Array) -> int:
+    """Latents of at least `limit`, as many as fit; returns how many there are."""
+    count, room, found = best_N.size, cand_C.size, 0
+    for n in range(count):
+        if best_N[n] >= limit:
+            for g in range(groups):
+                if u_M[g * count + n] >= limit:
+                    if found < room:
+                        cand_C[found] = g * count + n
+                    found += 1
+    for m in range(groups * count, u_M.size):
+        if u_M[m] >= limit:
+            if found < room:
+                cand_C[found] = m
+            found += 1
+    return found
+
+
+@compiled
+def bounds_int8(p_M: Array, scale: Any, norm: Any, add: Any, columns: Array, u_M: Array) -> None:
+    """Upper bounds of a row's scores, from an int32 product: columns hold its unit, the bias, and the error a unit of norm."""
+    a, b, f = columns[0], columns[1], columns[2]
+    for m in range(p_M.size):
+        u_M[m] = scale * a[m] * np.float32(p_M[m]) + (b[m] + norm * f[m] + add)
+
+
+@compiled
+def bounds_float32(p_M: Array, scale: Any, norm: Any, add: Any, columns: Array, u_M: Array) -> None:
+    """The same from a float32 product."""
+    a, b, f = columns[0], columns[1], columns[2]
+    for m in range(p_M.size):
+        u_M[m] = a[m] * p_M[m] + (b[m] + norm * f[m] + add)
+
+
+@compiled
+def bounds_bfloat16(p_M: Array, scale: Any, norm: Any, add: Any, columns: Array, u_M: Array) -> None:
+    """The same from the bits of a bfloat16 product, itself rounded."""
+    a, b, f = columns[0], columns[1], columns[2]
+    value_M = (p_M.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    for m in range(p_M.size):
+        u_M[m] = a[m] * (value_M[m] + ROUNDED * abs(value_M[m])) + (b[m] + norm * f[m] + add)
+
+
+@compiled
+def screen(
+    p_BM: Array,
+    bounds: Any,
+    scale_B: Array,
+    norm_B: Array,
+    add_B: Array,
+    columns: Array,
+    groups: int,
+    k: int,
+    cand_BC: Array,
+    count_B: Array,
+    limit_B: Array,
+) -> None:
+    """Every latent whose score may be among a row's k largest (k > 0), or may reach the row's `limit_B` (k = 0).
+
+    With k > 0 the limit is reached by k of the groups' largest bounds, so that at least k latents reach it; what is left out
+    scores less. A count above the places means that some were lost.
+    """
+    rows, latents = p_BM.shape
+    u_M = np.empty(latents, np.float32)
+    best_N = np.empty(latents // groups, np.float32)
+    for b in range(rows):
+        bounds(p_BM[b], scale_B[b], norm_B[b], add_B[b], columns, u_M)
+        _maxima(u_M, best_N, groups)
+        if k > 0:
+            limit_B[b] = _limit(best_N, k)
+        count_B[b] = _collect(u_M, best_N, groups, limit_B[b], cand_BC[b])
+
+
+@compiled
+def rescore(
+    x_BD: Array,
+    W_MD: Array,
+    b_M: Array,
+    norm_M: Array,
+    cand_BC: Array,
+    count_B: Array,
+    value_BC: Array,
+    score_BC: Array,
+) -> None:
+    """float32 pre-activations of the candidates, and their scores: times the norm of the latent's decoder row."""
+    rows, width = x_BD.shape
+    room = cand_BC.shape[1]
+    for b in range(rows):
+        x = x_BD[b]
+        for c in range(min(count_B[b], room)):
+            m = cand_BC[b, c]
+            w = W_MD[m]
+            total = ZERO
+            for d in range(width):
+                total += x[d] * w[d]
+            value_BC[b, c] = total + b_M[m]
+            score_BC[b, c] = value_BC[b, c] * norm_M[m]
+
+
+@compiled
+def _insert(index_P: Array, value_P: Array, first: int, last: int, index: int, value: Any) -> None:
+    """Put a pair where it belongs among those from `first` to `last`, by index."""
+    at = last
+    while at > first and index_P[at - 1] > index:
+        index_P[at] = index_P[at - 1]
+        value_P[at] = value_P[at - 1]
+        at -= 1
+    index_P[at] = index
+    value_P[at] = value
+
+
+@compiled
+def keep_top(
+    cand_BC: Array,
+    value_BC: Array,
+    score_BC: Array,
+    count_B: Array,
+    limit_B: Array,
+    index_BK: Array,
+    kept_BK: Array,
+    sure_B: Array,
+) -> None:
+    """The k best of each row's candidates, by index; whether they are sure to be the best of all latents."""
+    rows, room = cand_BC.shape
+    k = index_BK.shape[1]
+    for b in range(rows):
+        count = count_B[b]
+        sure_B[b] = False
+        if count < k or count > room:
+            continue
+        limit = np.partition(score_BC[b, :count], count - k)[count - k]
+        sure_B[b] = limit >= limit_B[b]
+        kept = 0
+        for c in range(count):
+            if score_BC[b, c] >= limit and kept < k:
+                _insert(index_BK[b], kept_BK[b], 0, kept, cand_BC[b, c], value_BC[b, c])
+                kept += 1
+
+
+@compiled
+def keep_above(
+    cand_BC: Array,
+    value_BC: Array,
+    score_BC: Array,
+    count_B: Array,
+    limit: Any,
+    start_B: Array,
+    index_P: Array,
+    kept_P: Array,
+) -> None:
+    """The candidates of at least `limit`, by row and index, from each row's place in `start_B` on."""
+    for b in range(count_B.size):
+        first = last = start_B[b]
+        for c in range(count_B[b]):
+            if score_BC[b, c] >= limit:
+                _insert(index_P, kept_P, first, last, cand_BC[b, c], value_BC[b, c])
+                last += 1
+
+
+@compiled
+def decode(
+    x_BD: Array,
+    Wd_MD: Array,
+    bd_D: Array,
+    start_B: Array,
+    index_P: Array,
+    value_P: Array,
+    level_M: Array,
+    scale: Any,
+    error_BLD: Array,
+    loss_BL: Array,
+    grad_P: Array,
+) -> None:
+    """Each level's squared error; its gradient, summed over this level and the wider ones; dL/d(pre-activation).
+
+    `scale` is the gradient of the loss by the squared error, twice. `start_B` has one entry more than there are rows.
+    """
+    rows, width = x_BD.shape
+    levels = error_BLD.shape[1]
+    for b in range(rows):
+        x = x_BD[b]
+        at, last = start_B[b], start_B[b + 1]
+        for level in range(levels):
+            e = error_BLD[b, level]
+            if level:
+                before = error_BLD[b, level - 1]
+                for d in range(width):
+                    e[d] = before[d]
+            else:
+                for d in range(width):
+                    e[d] = bd_D[d] - x[d]
+            while at < last and level_M[index_P[at]] == level:
+                value = value_P[at]
+                if value > ZERO:
+                    w = Wd_MD[index_P[at]]
+                    for d in range(width):
+                        e[d] += value * w[d]
+                at += 1
+            total = ZERO
+            for d in range(width):
+                total += e[d] * e[d]
+            loss_BL[b, level] = total
+        for back in range(levels):
+            level = levels - 1 - back
+            e = error_BLD[b, level]
+            for d in range(width):
+                e[d] *= scale
+            if back:
+                wider = error_BLD[b, level + 1]
+                for d in range(width):
+                    e[d] += wider[d]
+        for p in range(start_B[b], last):
+            total = ZERO
+            if value_P[p] > ZERO:
+                e, w = error_BLD[b, level_M[index_P[p]]], Wd_MD[index_P[p]]
+                for d in range(width):
+                    total += e[d] * w[d]
+            grad_P[p] = total
+
+
+@compiled
+def by_latent(start_B: Array, index_P: Array, start_M: Array, pair_P: Array, row_P: Array) -> None:
+    """Pairs in the order of their latents, rows ascending (a counting sort)."""
+    start_M[:] = 0
+    for p in range(index_P.size):
+        start_M[index_P[p] + 1] += 1
+    for m in range(start_M.size - 1):
+        start_M[m + 1] += start_M[m]
+    at_M = start_M[:-1].copy()
+    for b in range(start_B.size - 1):
+        for p in range(start_B[b], start_B[b + 1]):
+            at = at_M[index_P[p]]
+            pair_P[at], row_P[at] = p, b
+            at_M[index_P[p]] = at + 1
+
+
+@compiled
+def gradients(
+    first: int,
+    x_BD: Array,
+    error_BLD: Array,
+    level_M: Array,
+    value_P: Array,
+    grad_P: Array,
+    start_M: Array,
+    pair_P: Array,
+    row_P: Array,
+    gWe_MD: Array,
+    gbe_M: Array,
+    gWd_MD: Array,
+) -> None:
+    """Gradients of encoder rows, encoder biases and decoder rows, from latent `first` on: one pass over each one's pairs."""
+    latents, width = gWe_MD.shape
+    for m in range(latents):
+        ge, gd = gWe_MD[m], gWd_MD[m]
+        for d in range(width):
+            ge[d] = ZERO
+            gd[d] = ZERO
+        bias = ZERO
+        level = level_M[first + m]
+        for at in range(start_M[first + m], start_M[first + m + 1]):
+            value, g = value_P[pair_P[at]], grad_P[pair_P[at]]
+            if value > ZERO:
+                x, e = x_BD[row_P[at]], error_BLD[row_P[at], level]
+                bias += g
+                for d in range(width):
+                    ge[d] += g * x[d]
+                    gd[d] += value * e[d]
+        gbe_M[m] = bias
+
+
+@compiled
+def squares(g_MD: Array, norm_M: Array) -> None:
+    """Sum of squares of each row."""
+    for m in range(g_MD.shape[0]):
+        total = ZERO
+        for d in range(g_MD.shape[1]):
+            total += g_MD[m, d] * g_MD[m, d]
+        norm_M[m] = total
+
+
+@compiled
+def adam(
+    W_MD: Array,
+    g_MD: Array,
+    mean_MD: Array,
+    square_MD: Array,
+    clip: Any,
+    rate: Any,
+    beta1: Any,
+    beta2: Any,
+    root: Any,
+    eps: Any,
+    norm_M: Array,
+) -> None:
+    """Adam over gradients times `clip`. `rate`: lr / (1 - beta1^t); `root`: sqrt(1 - beta2^t). Also each row's new norm."""
+    for m in range(W_MD.shape[0]):
+        w, g, mean, square = W_MD[m], g_MD[m], mean_MD[m], square_MD[m]
+        total = ZERO
+        for d in range(w.size):
+            v = g[d] * clip
+            mean[d] = beta1 * mean[d] + (ONE - beta1) * v
+            square[d] = beta2 * square[d] + (ONE - beta2) * v * v
+            w[d] -= rate * mean[d] / (np.sqrt(square[d]) / root + eps)
+            total += w[d] * w[d]
+        norm_M[m] = np.sqrt(total)

@@ -1,0 +1,130 @@
+"""The fast half of an exact selection: one product in few bits, and a bound on what it can be wrong by.
+
+A row x and a latent's encoder row w are written as what is kept plus what is lost, x = a + r and w = c + s. Then x.w differs
+from a.c by at most |r| (|c| + |s|) + |a| |s|, so that a latent whose bound a.c + that lies below a limit scores less than it.
+
+Rows that were stored as int8 around a centre are exactly int8 around it: there r is zero, and the bound half as wide.
+
+B rows, D residual width, M latents.
+"""
+
+import functools
+import time
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from sae_emotions.sparse import kernels
+
+Kind = Literal["int8", "bfloat16", "float32"]
+SLACK = np.float32(2e-6)
+"""Relative error of a float32 dot product, generously: sums of up to some thousand terms."""
+CHUNK = 256
+"""Rows a product."""
+_SHAPE = (CHUNK, 576, 4096)
+
+
+@functools.cache
+def fastest() -> Kind:
+    """The kind of product that this machine is fastest at, measured for about a tenth of a second each."""
+    rows, width, latents = _SHAPE
+    x_BD, w_MD = torch.ones(rows, width), torch.ones(latents, width)
+    half_BD, half_MD = x_BD.bfloat16(), w_MD.bfloat16()
+    byte_BD, byte_MD = x_BD.to(torch.int8), w_MD.to(torch.int8)
+    out_BM = torch.empty(rows, latents, dtype=torch.int32)
+    products = {
+        "int8": lambda: torch._int_mm(byte_BD, byte_MD.t(), out=out_BM),
+        "bfloat16": lambda: torch.nn.functional.linear(half_BD, half_MD),
+        "float32": lambda: torch.nn.functional.linear(x_BD, w_MD),
+    }
+    seconds: dict[Any, float] = {}
+    for kind, product in products.items():
+        product()
+        times: list[float] = []
+        end = time.perf_counter() + 0.1
+        while len(times) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            product()
+            times.append(time.perf_counter() - start)
+        seconds[kind] = sorted(times)[len(times) // 4]
+    return min(seconds, key=seconds.__getitem__)
+
+
+class Rounded(NamedTuple):
+    """Rows in few bits."""
+
+    bits: torch.Tensor
+    """int8, bfloat16 or float32"""
+    scale_B: np.ndarray
+    norm_B: np.ndarray
+    """norm of what is kept"""
+    error_B: np.ndarray
+    """norm of what is lost"""
+
+
+def empty(kind: Kind, rows: int, width: int) -> Rounded:
+    """Room for `round_rows`."""
+    dtype = torch.int8 if kind == "int8" else getattr(torch, kind)
+    columns = (np.ones(rows, np.float32), np.empty(rows, np.float32), np.zeros(rows, np.float32))
+    return Rounded(torch.empty(rows, width, dtype=dtype), *columns)
+
+
+def round_rows(x_BD: np.ndarray, into: Rounded) -> None:
+    """Write rows in few bits, and what that loses, into `into`."""
+    if into.bits.dtype == torch.int8:
+        kernels.quantise(x_BD, into.bits.numpy(), into.scale_B, into.norm_B, into.error_B)
+        return
+    into.bits.copy_(torch.from_numpy(x_BD))
+    if into.bits.dtype == torch.bfloat16:
+        kernels.lost(x_BD, into.bits.view(torch.int16).numpy().view(np.uint16), into.norm_B, into.error_B)
+    else:
+        kernels.squares(x_BD, into.norm_B)
+        np.sqrt(into.norm_B, into.norm_B)
+
+
+def part_of(made: Rounded, part: slice) -> Rounded:
+    """Some of the rows."""
+    return Rounded(made.bits[part], made.scale_B[part], made.norm_B[part], made.error_B[part])
+
+
+class Screen(NamedTuple):
+    """Encoder rows in few bits, and what turns a product into bounds of scores."""
+
+    kind: Kind
+    bits_MD: torch.Tensor
+    columns: np.ndarray
+    """3 x M: the product's unit, the bias, the error a unit of the row's norm; all times the latent's norm"""
+    most: float
+    """the largest norm of an encoder row, times the latent's: the error a unit of what is lost of the row"""
+
+
+def made_screen(kind: Kind, latents: Rounded, bias_M: np.ndarray, norm_M: np.ndarray) -> Screen:
+    """`bias_M` is what is added to the product of a row and an encoder row; `norm_M` multiplies the sum."""
+    error_M = latents.error_B + SLACK * latents.norm_B
+    columns = np.stack([norm_M * latents.scale_B, norm_M * bias_M, norm_M * error_M])
+    return Screen(kind, latents.bits, columns, float((norm_M * (latents.norm_B + error_M)).max()))
+
+
+def exact_screen(W_MD: np.ndarray, latents: Rounded, bias_M: np.ndarray, norm_M: np.ndarray) -> Screen:
+    """The screen in float32, over the encoder rows that `latents` rounds."""
+    nothing_M = np.zeros_like(bias_M)
+    whole = Rounded(torch.from_numpy(W_MD), nothing_M + 1, latents.norm_B + latents.error_B, nothing_M)
+    return made_screen("float32", whole, bias_M, norm_M)
+
+
+def product(screen: Screen, x_bits_BD: torch.Tensor, room_BM: torch.Tensor) -> tuple[np.ndarray, Any]:
+    """The product of some rows with all encoder rows, written to `room_BM`, and the kernel that reads bounds from it."""
+    out_BM = room_BM[: len(x_bits_BD)]
+    if screen.kind == "int8":
+        torch._int_mm(x_bits_BD, screen.bits_MD.t(), out=out_BM)
+        return out_BM.numpy(), kernels.bounds_int8
+    torch.mm(x_bits_BD, screen.bits_MD.t(), out=out_BM)
+    if screen.kind == "bfloat16":
+        return out_BM.view(torch.int16).numpy().view(np.uint16), kernels.bounds_bfloat16
+    return out_BM.numpy(), kernels.bounds_float32
+
+
+def product_room(kind: Kind, latents: int) -> torch.Tensor:
+    """Room for the product of `CHUNK` rows."""
+    return torch.empty(CHUNK, latents, dtype=torch.int32 if kind == "int8" else getattr(torch, kind))

@@ -1,0 +1,124 @@
+"""One training step of TopK, BatchTopK and nested (Matryoshka) SAEs: loss and gradients, from the active values alone.
+
+Losses are SAELens': mean over rows of the squared error summed over D, of each nested level, and AuxK. With
+`rescale_acts_by_decoder_norm` a latent competes with its pre-activation times its decoder row's norm; the reconstruction, and
+with it the gradients, do not change, for the norm cancels.
+
+B rows, D residual width, M latents, N dead latents, L nested levels.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from sae_emotions.sparse.plain import Plain
+from sae_emotions.sparse.shapes import Active, AdamRate, Engine, Errors, Weights
+
+WORTH = 2**20
+"""Encoder weights from which on compiling pays; smaller dictionaries train in PyTorch alone."""
+
+
+class Rule(NamedTuple):
+    """What kind of SAE this is."""
+
+    k: int
+    of_batch: bool
+    """k a row on average over the batch, instead of k in every row"""
+    level_M: torch.Tensor
+    """nested level of each latent, ascending from 0; all 0 where nothing is nested"""
+    aux_coefficient: float
+
+
+class Loss(NamedTuple):
+    """A step's losses and gradients."""
+
+    level_L: torch.Tensor
+    """mean squared error of each level; the last is that of the whole dictionary"""
+    aux: torch.Tensor
+    gradient: Weights
+    active: Active
+    score_P: torch.Tensor
+    """activations as SAELens gives them: pre-activations times the norms that they compete with"""
+    errors: Errors
+
+    def output(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """The reconstruction, x_BD."""
+        return x_BD + self.errors.error_BLD[:, -1] * (len(x_BD) / 2)
+
+
+def engine_for(device: torch.device, weights: int, origin_D: torch.Tensor | None = None, fixed: bool = False) -> Engine:
+    """The fastest engine for a device and this many encoder weights: see `sparse.compiled` for the rest."""
+    if device.type != "cpu" or weights < WORTH:
+        return Plain()
+    try:
+        from sae_emotions.sparse.compiled import Compiled
+    except ImportError:
+        return Plain()
+    return Compiled(origin_D, fixed=fixed)
+
+
+def loss_and_gradient(
+    engine: Engine,
+    x_BD: torch.Tensor,
+    weights: Weights,
+    norm_M: torch.Tensor,
+    rule: Rule,
+    dead_M: torch.Tensor | None = None,
+    guess: float | None = None,
+) -> Loss:
+    """`norm_M` multiplies pre-activations where latents compete; `guess`: about the smallest score of the last batch."""
+    if rule.of_batch:
+        active = engine.top_of_batch(x_BD, weights, norm_M, rule.k, guess)
+    else:
+        active = engine.top(x_BD, weights, norm_M, rule.k)
+    errors = engine.errors(x_BD, weights, active, rule.level_M)
+    gradient = engine.gradients(x_BD, weights, active, errors, rule.level_M)
+    aux = errors.loss_L.new_zeros(())
+    if dead_M is not None and rule.aux_coefficient and bool(dead_M.any()):
+        left_BD = errors.error_BLD[:, -1] * (-len(x_BD) / 2)
+        aux = _revive(x_BD, left_BD, weights, norm_M, dead_M.nonzero()[:, 0], rule.aux_coefficient, gradient)
+    return Loss(errors.loss_L, aux, gradient, active, active.value_P * norm_M[active.index_P], errors)
+
+
+def _revive(
+    x_BD: torch.Tensor,
+    left_BD: torch.Tensor,
+    weights: Weights,
+    norm_M: torch.Tensor,
+    dead_N: torch.Tensor,
+    coefficient: float,
+    gradient: Weights,
+) -> torch.Tensor:
+    """AuxK (Gao et al. 2024, A.2), as SAELens scales it: the strongest dead latents predict what is left over.
+
+    Adds to `gradient`, and returns the loss. Only the dead latents' columns are computed.
+    """
+    rows, width = x_BD.shape
+    most = width // 2
+    scale = coefficient * min(len(dead_N) / most, 1.0)
+    centred_BD, We_ND, Wd_ND = x_BD - weights.bd_D, weights.We_MD[dead_N], weights.Wd_MD[dead_N]
+    acts_BN = torch.addmm(weights.be_M[dead_N], centred_BD, We_ND.t())
+    if len(dead_N) > most:
+        top = (acts_BN * norm_M[dead_N]).topk(most, -1, sorted=False).indices
+        mask_BN = torch.zeros_like(acts_BN).scatter_(-1, top, 1.0)
+        acts_BN *= mask_BN
+    off_BD = acts_BN @ Wd_ND - left_BD
+    loss = scale * off_BD.pow(2).sum() / rows
+    g_BD = off_BD.mul_(2 * scale / rows)
+    g_BN = g_BD @ Wd_ND.t()
+    if len(dead_N) > most:
+        g_BN *= mask_BN
+    bias_N = g_BN.sum(0)
+    gradient.Wd_MD[dead_N] += acts_BN.t() @ g_BD
+    gradient.We_MD[dead_N] += g_BN.t() @ centred_BD
+    gradient.be_M[dead_N] += bias_N
+    gradient.bd_D.sub_(bias_N @ We_ND)
+    return loss
+
+
+def apply_adam(
+    engine: Engine, weights: Weights, gradient: Weights, mean: Weights, square: Weights, rate: AdamRate, most: float
+) -> None:
+    """Clip the gradient to a norm of `most`, as torch does, and take one step of Adam."""
+    norm = engine.squared_norm(gradient) ** 0.5
+    engine.adam(weights, gradient, mean, square, rate._replace(clip=rate.clip * min(1.0, most / (norm + 1e-6))))
