@@ -24,7 +24,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training
 from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import TopKSAEConfig
 
-from sae_emotions.sparse.shapes import AdamRate, Weights
+from sae_emotions.sparse.shapes import AdamRate, Engine, Weights
 from sae_emotions.sparse.step import Loss, Rule, apply_adam, engine_for, loss_and_gradient
 
 CLIP = 1.0
@@ -85,9 +85,10 @@ class _Sparse:
             )
         self.W_enc.data = self.W_enc.data.t().contiguous().t()
         self._of_batch, self._levels = of_batch, levels
-        self._engine: Any = None
+        self._engine: Engine | None = None
         self._origin_D: torch.Tensor | None = None
         self._guess: float | None = None
+        self._level_M: torch.Tensor | None = None
         self.unsure_rows = 0
 
     def stored_around(self, origin_D: torch.Tensor) -> None:
@@ -98,27 +99,35 @@ class _Sparse:
         """The parameters, sharing their memory."""
         return Weights(self.W_enc.data.t(), self.b_enc.data, self.W_dec.data, self.b_dec.data)
 
-    def loss(self, x_BD: torch.Tensor, dead_M: torch.Tensor | None) -> Loss:
-        """Losses and gradients on scaled rows."""
+    def engine(self, x_BD: torch.Tensor) -> Engine:
+        """What computes the step on this device."""
         if self._engine is None:
             self._engine = engine_for(x_BD.device, self.W_enc.numel(), self._origin_D)
+        return self._engine
+
+    def loss(self, x_BD: torch.Tensor, dead_M: torch.Tensor | None) -> Loss:
+        """Losses and gradients on scaled rows."""
+        engine = self.engine(x_BD)
         if not self.W_enc.data.t().is_contiguous():
             self.W_enc.data = self.W_enc.data.t().contiguous().t()
-        level_M = torch.zeros(self.cfg.d_sae, dtype=torch.long, device=x_BD.device)
-        for width in self._levels:
-            level_M[width:] += 1
-        rule = Rule(int(self.cfg.k), self._of_batch, level_M, self.cfg.aux_loss_coefficient)
+        if self._level_M is None:
+            self._level_M = torch.zeros(self.cfg.d_sae, dtype=torch.long, device=x_BD.device)
+            for width in self._levels:
+                self._level_M[width:] += 1
+        rule = Rule(int(self.cfg.k), self._of_batch, self._level_M, self.cfg.aux_loss_coefficient)
         weights = self.weights()
         rescaled = self.cfg.rescale_acts_by_decoder_norm
-        norm_M = self._engine.norms(weights.Wd_MD) if rescaled else torch.ones_like(weights.be_M)
-        found = loss_and_gradient(self._engine, x_BD, weights, norm_M, rule, dead_M, self._guess)
+        norm_M = engine.norms(weights.Wd_MD) if rescaled else torch.ones_like(weights.be_M)
+        found = loss_and_gradient(engine, x_BD, weights, norm_M, rule, dead_M, self._guess)
         self.unsure_rows = found.active.unsure
         return found
 
     def heard(self, found: Loss) -> None:
         """Follow the smallest score of a batch, as SAELens does for the threshold."""
+        if not self._of_batch:
+            return
         positive_P = found.score_P[found.score_P > 0]
-        if self._of_batch and len(positive_P):
+        if len(positive_P):
             self._guess = float(positive_P.min())
             rate = self.cfg.topk_threshold_lr
             threshold: Any = self.topk_threshold  # type: ignore[has-type]
@@ -219,12 +228,18 @@ for _class, _config in (
 class SparseTrainer(SAETrainer):
     """SAELens' trainer with its optimiser's step taken by our engine, on the optimiser's own state."""
 
+    def step(self, batch: torch.Tensor) -> Any:
+        """One training step on raw rows: SAELens', but for the copy that its scaler makes."""
+        batch = batch.to(self.sae.device)
+        self.n_training_samples += len(batch)
+        scale = self.activation_scaler.scaling_factor
+        return self._train_step(self.sae, batch if scale is None else self.sae.engine(batch).scaled(batch, scale))
+
     def _train_step(self, sae: Any, sae_in: torch.Tensor) -> Any:
         sae.train()
         with torch.no_grad():
             found: Loss = sae.loss(sae_in, self.dead_neurons)
-            active = found.active
-            fired_M = torch.bincount(active.index_P, active.value_P > 0, minlength=sae.cfg.d_sae)
+            fired_M = sae.engine(sae_in).fired(found.active, sae.cfg.d_sae)
             self.n_forward_passes_since_fired += 1
             self.n_forward_passes_since_fired[fired_M > 0] = 0
             self.act_freq_scores += fired_M
@@ -235,7 +250,7 @@ class SparseTrainer(SAETrainer):
             group = self.optimizer.param_groups[0]
             beta1, beta2 = group["betas"]
             rate = AdamRate(group["lr"], beta1, beta2, group["eps"], step, clip=1.0)
-            apply_adam(sae._engine, sae.weights(), found.gradient, mean, square, rate, CLIP)
+            apply_adam(sae.engine(sae_in), sae.weights(), found.gradient, mean, square, rate, CLIP)
         self.optimizer._opt_called = True  # or the schedule warns that it runs before the optimiser
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():

@@ -30,8 +30,9 @@ from sae_emotions.sparse.threads import Threads
 GROUPS = 32
 PLACES = 64
 """Places for candidates beyond those that are asked for; a row that needs more is unsure."""
-UNSURE = 0.003
-"""Share of unsure rows above which more spare candidates are taken, and below a tenth of which fewer."""
+UNSURE = 0.008
+"""Share of unsure rows above which more spare candidates are taken (up to `MOST` times k), and below a quarter of which fewer."""
+MOST = 4
 SPARE_EXACT = 8
 MARGIN, SHRINK, TINY = 0.93, 0.7, np.float32(1e-30)
 """A batch's limit is looked for from `MARGIN` times the guess on, and if it lies lower from `SHRINK` times that."""
@@ -75,31 +76,29 @@ class Compiled:
     def top(self, x_BD: torch.Tensor, weights: Weights, norm_M: torch.Tensor, k: int) -> Active:
         """See `Engine`."""
         x, latents = x_BD.numpy(), len(norm_M)
-        groups = max(1, min(GROUPS, latents // (4 * (k + 40))))
-        self.spare = min(self.spare, latents // groups - k)
+        asked = min(k + self.spare, latents)
         screen, exact = self._screens(weights, norm_M.numpy())
         index_BK, value_BK = np.empty((len(x), k), np.int64), np.empty((len(x), k), np.float32)
         sure_B = np.zeros(len(x), bool)
-        found = self._candidates(screen, x, weights, norm_M, groups, k + self.spare, 0.0, k + self.spare + PLACES)
+        found = self._candidates(screen, x, weights, norm_M, asked, 0.0, min(2 * asked + PLACES, latents))
         self._keep(found, index_BK, value_BK, sure_B)
         rest = np.flatnonzero(~sure_B)
         for some in np.split(rest, range(CHUNK, len(rest), CHUNK)):
             if len(some):
-                spare = min(SPARE_EXACT, latents // groups - k)
-                found = self._candidates(exact, x[some], weights, norm_M, groups, k + spare, 0.0, latents)
+                found = self._candidates(exact, x[some], weights, norm_M, min(k + SPARE_EXACT, latents), 0.0, latents)
                 index, value, sure = index_BK[some], value_BK[some], sure_B[some]
                 self._keep(found, index, value, sure)
                 index_BK[some], value_BK[some] = index, value
-        self._adapt(len(rest) / max(1, len(x)))
+        self._adapt(len(rest) / max(1, len(x)), k)
         start_B1 = torch.arange(0, len(x) * k + 1, k)
         np.maximum(value_BK, 0, out=value_BK)
         return Active(start_B1, torch.from_numpy(index_BK).view(-1), torch.from_numpy(value_BK).view(-1), len(rest))
 
-    def _adapt(self, unsure: float) -> None:
+    def _adapt(self, unsure: float, k: int) -> None:
         """Take more spare candidates where many rows were unsure. What is selected does not depend on it."""
-        if unsure > UNSURE:
+        if unsure > UNSURE and self.spare < MOST * k:
             self.spare += 8
-        elif unsure < UNSURE / 10 and self.spare > SPARE_EXACT:
+        elif unsure < UNSURE / 4 and self.spare > SPARE_EXACT:
             self.spare -= 2
 
     def _keep(self, found: Candidates, index_BK: np.ndarray, value_BK: np.ndarray, sure_B: np.ndarray) -> None:
@@ -122,9 +121,8 @@ class Compiled:
         x, latents, wanted = x_BD.numpy(), len(norm_M), k * len(x_BD)
         screen, exact = self._screens(weights, norm_M.numpy())
         if guess is None:
-            some, groups = x[: 2 * CHUNK], max(1, min(GROUPS, latents // 16))
-            most = min(4 * k, latents // groups)
-            score = self._candidates(exact, some, weights, norm_M, groups, most, 0.0, latents).scores()
+            some = x[: 2 * CHUNK]
+            score = self._candidates(exact, some, weights, norm_M, min(4 * k, latents), 0.0, latents).scores()
             at = max(0, len(score) - len(some) * k)
             guess = float(np.partition(score, at)[at])
         least = MARGIN * guess
@@ -150,10 +148,9 @@ class Compiled:
     ) -> Candidates:
         """Candidates for a score of at least `least`, all of them."""
         latents = len(norm_M)
-        groups = max(1, min(GROUPS, latents // 16))
         self._places = max(self._places, places)
         while True:
-            found = self._candidates(screen, x, weights, norm_M, groups, 0, least, min(self._places, latents))
+            found = self._candidates(screen, x, weights, norm_M, 0, least, min(self._places, latents))
             most = int(found.count_B.max(initial=0))
             if most <= found.score_BC.shape[1]:
                 return found
@@ -214,6 +211,21 @@ class Compiled:
         made.bd_D.copy_(torch.from_numpy(error[:, 0].sum(0) - gbe @ weights.We_MD.numpy()))
         return made
 
+    def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
+        """See `Engine`."""
+        x, made = x_BD.numpy(), self._array("scaled", tuple(x_BD.shape), np.float32)
+        self.threads.over(len(x), lambda part: np.multiply(x[part], np.float32(scale), made[part]))
+        return torch.from_numpy(made)
+
+    def scores(self, active: Active, norm_M: torch.Tensor) -> torch.Tensor:
+        """See `Engine`."""
+        return torch.from_numpy(active.value_P.numpy() * norm_M.numpy()[active.index_P.numpy()])
+
+    def fired(self, active: Active, latents: int) -> torch.Tensor:
+        """See `Engine`."""
+        index = active.index_P.numpy()[active.value_P.numpy() > 0]
+        return torch.from_numpy(np.bincount(index, minlength=latents).astype(np.float32))
+
     def norms(self, W_MD: torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
         return torch.from_numpy(np.sqrt(self._squares(W_MD.numpy())))
@@ -262,13 +274,14 @@ class Compiled:
         x_BD: np.ndarray,
         weights: Weights,
         norm_M: torch.Tensor,
-        groups: int,
         k: int,
         least: float,
         places: int,
     ) -> Candidates:
         """Screen rows, and score what is let through: see `kernels.screen` for `k` and `least`."""
         rows, latents = len(x_BD), len(norm_M)
+        # Enough groups that few of those asked for share one, and few enough that their limit is soon found.
+        groups = max(1, min(GROUPS, latents // (6 * k if k else 16)))
         found = Candidates(
             self._array("latent", (rows, places), np.int32),
             self._array("value", (rows, places), np.float32),

@@ -127,6 +127,18 @@ class Plain:
         gbe_M = torch.zeros_like(weights.be_M).index_add_(0, active.index_P, errors.grad_P)
         return Weights(gWe_MD, gbe_M, gWd_MD, errors.error_BLD[:, 0].sum(0) - gbe_M @ weights.We_MD)
 
+    def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
+        """See `Engine`."""
+        return x_BD * scale
+
+    def scores(self, active: Active, norm_M: torch.Tensor) -> torch.Tensor:
+        """See `Engine`."""
+        return active.value_P * norm_M[active.index_P]
+
+    def fired(self, active: Active, latents: int) -> torch.Tensor:
+        """See `Engine`."""
+        return torch.bincount(active.index_P, active.value_P > 0, minlength=latents).float()
+
     def norms(self, W_MD: torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
         return W_MD.norm(dim=-1)

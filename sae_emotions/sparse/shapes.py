@@ -86,6 +86,18 @@ class Engine(Protocol):
         """Gradients of the mean squared error, all levels together."""
         ...
 
+    def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
+        """Rows times a number."""
+        ...
+
+    def scores(self, active: Active, norm_M: torch.Tensor) -> torch.Tensor:
+        """Each value times the norm of its latent (P)."""
+        ...
+
+    def fired(self, active: Active, latents: int) -> torch.Tensor:
+        """In how many rows each latent is above zero (M), float32."""
+        ...
+
     def norms(self, W_MD: torch.Tensor) -> torch.Tensor:
         """Norm of each row (M)."""
         ...

@@ -77,7 +77,7 @@ def loss_and_gradient(
     if dead_M is not None and rule.aux_coefficient and bool(dead_M.any()):
         left_BD = errors.error_BLD[:, -1] * (-len(x_BD) / 2)
         aux = _revive(x_BD, left_BD, weights, norm_M, dead_M.nonzero()[:, 0], rule.aux_coefficient, gradient)
-    return Loss(errors.loss_L, aux, gradient, active, active.value_P * norm_M[active.index_P], errors)
+    return Loss(errors.loss_L, aux, gradient, active, engine.scores(active, norm_M), errors)
 
 
 def _revive(
