@@ -250,7 +250,9 @@ def _sources(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     from sae_emotions.machine import doctor
 
-    facts = doctor()
+    from sae_emotions.sparse.step import spoken
+
+    facts = doctor() | {"training_step": spoken()}
     if options.json:
         _print(facts)
         return

@@ -161,7 +161,6 @@ def doctor(folder: Path = Path(".")) -> dict[str, Any]:
     measured = measure()
     settings = {
         "models_run_in": _dtype_sentence(measured),
-        "training_step": "SAELens, float32",
         "allocator": "glibc, told to keep freed memory" if tune_allocator() else "as it is",
     }
     return describe(folder) | measured | settings

@@ -41,6 +41,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("l0", f32, "mean active latents a row of the step's batch"),
         Column("dead", f32, "share of latents that have not fired for the dead window"),
         Column("lr", f32, "learning rate"),
+        Column("unsure", f32, "share of the batch's rows whose active latents the fast screen left to float32"),
     ),
     "vocabulary": (  # vocabulary.parquet
         Column("token", i32, "token id"),

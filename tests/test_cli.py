@@ -175,6 +175,7 @@ def test_doctor_and_sources_speak_json(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert {"cores", "amx_bf16", "avx512", "vnni", "cuda", "memory_gb", "free_disk_gb", "models_run_in"} <= set(facts)
+    assert "settled in float32" in facts["training_step"] or facts["cuda"]
     assert facts["fp32_gflops"] > 0
     assert main(["sources", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)

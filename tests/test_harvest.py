@@ -185,6 +185,22 @@ def test_a_finished_harvest_is_left_alone(config: RunConfig, run: Path, monkeypa
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
 
+@pytest.mark.parametrize(("dtype", "wanted"), [("float32", 300), ("bfloat16", 900)])
+def test_a_slow_machine_reads_the_tokens_it_is_given(tmp_path: Path, dtype: str, wanted: int) -> None:
+    raw = tiny_config(tmp_path)
+    raw["model"]["dtype"] = dtype
+    raw["text"]["tokens_in_float32"] = 300
+    folder = harvest(parse_config(raw, "tiny"), tmp_path / "run")
+    plans = [json.loads((folder / source / "plan.json").read_text()) for source in ("text", "concepts")]
+    assert wanted <= plans[0]["tokens"] < wanted + 45  # it stops after the document that reaches the number
+    assert plans[0]["dtype"] == dtype
+
+
+def test_all_rows_of_a_run_are_stored_around_one_centre(run: Path) -> None:
+    text, concepts = (open_rows(run / "activations" / source, 2) for source in ("text", "concepts"))
+    assert np.array_equal(text.centre_D, concepts.centre_D)
+
+
 def test_other_settings_are_refused(config: RunConfig, run: Path) -> None:
     other = config.model_copy(update={"harvest": config.harvest.model_copy(update={"context": 12})})
     with pytest.raises(UserError, match="planned with another"):

@@ -37,10 +37,10 @@ class Dictionary(NamedTuple):
         """acts_BF, float32, zero where a latent does not fire."""
         return self.active(x_BD).dense(self.d_sae)
 
-    def reconstruction(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """The rows as the dictionary spells them, x_BD."""
+    def decoded(self, acts_BF: torch.Tensor) -> torch.Tensor:
+        """The rows that activations spell, x_BD."""
         with torch.inference_mode():
-            return self.sae.decode(self.features(x_BD)).float()
+            return self.sae.decode(acts_BF).float()
 
     def direction(self, feature: int) -> np.ndarray:
         """Decoder direction of a latent (D), in residual-stream units an activation of one adds."""

@@ -30,7 +30,7 @@ def measure(dictionary: Dictionary, rows: TrainingRows) -> dict[str, Any]:
     count = 0
     for x_BD in holdout_batches(rows):
         acts_BF = dictionary.features(x_BD)
-        error += float((x_BD - dictionary.reconstruction(x_BD)).double().pow(2).sum())
+        error += float((x_BD - dictionary.decoded(acts_BF)).double().pow(2).sum())
         total += float(x_BD.double().pow(2).sum())
         mean_D += x_BD.double().sum(0)
         active_F += (acts_BF > 0).sum(0)

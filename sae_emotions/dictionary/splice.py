@@ -28,7 +28,7 @@ def spliced_cross_entropy(
     ids = read_documents(folder).take([int(number) for number in documents])["token_ids"].to_pylist()
     edits: dict[str, Edit | None] = {
         "ce": None,
-        "ce_spliced": splice(dictionary.reconstruction),
+        "ce_spliced": splice(lambda x_BD: dictionary.decoded(dictionary.features(x_BD))),
         "ce_mean": splice(lambda x_ND: mean_D.expand_as(x_ND)),
     }
     found = dict.fromkeys(edits, 0.0)

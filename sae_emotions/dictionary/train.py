@@ -28,7 +28,7 @@ from sae_emotions.sources.models import device, load_model
 
 LOG_EVERY = 10
 Log = Callable[[dict[str, float]], None]
-_CURVE = ("step", "rows", "loss", "fvu", "l0", "dead", "lr")
+_CURVE = ("step", "rows", "loss", "fvu", "l0", "dead", "lr", "unsure")
 
 
 def named(config: RunConfig, name: str) -> DictionaryConfig:
@@ -68,6 +68,7 @@ def train(config: RunConfig, run: Path, name: str, log: Log = lambda numbers: No
         notes: dict[str, Any] = {"steps": trainer.n_training_steps, "rows": trainer.n_training_samples}
         notes["dead"] = float(trainer.dead_neurons.float().mean())
         notes["dead_rows"] = saelens.DEAD_ROWS
+        notes["unsure_share"] = float(np.mean(curve["unsure"]))
         sae.eval()
         sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         if hasattr(sae, "topk_threshold"):
@@ -133,6 +134,7 @@ def _noted(curve: dict[str, list[float]], trainer: Any, output: Any) -> dict[str
             "l0": active / len(x_BD),
             "dead": float(trainer.dead_neurons.float().mean()),
             "lr": trainer.optimizer.param_groups[0]["lr"],
+            "unsure": getattr(trainer.sae, "unsure_rows", 0) / len(x_BD),
         }
     for name, value in values.items():
         curve[name].append(value)

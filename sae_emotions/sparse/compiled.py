@@ -30,9 +30,9 @@ from sae_emotions.sparse.threads import Threads
 GROUPS = 32
 PLACES = 64
 """Places for candidates beyond those that are asked for; a row that needs more is unsure."""
-UNSURE = 0.008
+UNSURE = 0.004
 """Share of unsure rows above which more spare candidates are taken (up to `MOST` times k), and below a quarter of which fewer."""
-MOST = 4
+START, MOST = 64, 8
 SPARE_EXACT = 8
 MARGIN, SHRINK, TINY = 0.93, 0.7, np.float32(1e-30)
 """A batch's limit is looked for from `MARGIN` times the guess on, and if it lies lower from `SHRINK` times that."""
@@ -42,6 +42,8 @@ class Candidates(NamedTuple):
     """Latents that a row's screen let through, and their float32 values."""
 
     latent_BC: np.ndarray
+    bound_BC: np.ndarray
+    """what the score is at most"""
     value_BC: np.ndarray
     score_BC: np.ndarray
     count_B: np.ndarray
@@ -65,7 +67,7 @@ class Compiled:
         self.kind: Kind = kind or fastest()
         self.origin_D = None if origin_D is None else origin_D.numpy()
         self.fixed = fixed
-        self.spare = 40 if self.kind == "int8" else SPARE_EXACT
+        self.spare = START if self.kind == "int8" else SPARE_EXACT
         self.threads = Threads()
         self._places = 0
         self._latents: Rounded | None = None
@@ -80,15 +82,14 @@ class Compiled:
         screen, exact = self._screens(weights, norm_M.numpy())
         index_BK, value_BK = np.empty((len(x), k), np.int64), np.empty((len(x), k), np.float32)
         sure_B = np.zeros(len(x), bool)
-        found = self._candidates(screen, x, weights, norm_M, asked, 0.0, min(2 * asked + PLACES, latents))
-        self._keep(found, index_BK, value_BK, sure_B)
+        places = min(2 * asked + PLACES, latents)
+        self._candidates(screen, x, weights, norm_M, asked, 0.0, places, (index_BK, value_BK, sure_B))
         rest = np.flatnonzero(~sure_B)
         for some in np.split(rest, range(CHUNK, len(rest), CHUNK)):
             if len(some):
-                found = self._candidates(exact, x[some], weights, norm_M, min(k + SPARE_EXACT, latents), 0.0, latents)
-                index, value, sure = index_BK[some], value_BK[some], sure_B[some]
-                self._keep(found, index, value, sure)
-                index_BK[some], value_BK[some] = index, value
+                into = index_BK[some], value_BK[some], sure_B[some]
+                self._candidates(exact, x[some], weights, norm_M, min(k + SPARE_EXACT, latents), 0.0, latents, into)
+                index_BK[some], value_BK[some] = into[0], into[1]
         self._adapt(len(rest) / max(1, len(x)), k)
         start_B1 = torch.arange(0, len(x) * k + 1, k)
         np.maximum(value_BK, 0, out=value_BK)
@@ -100,19 +101,6 @@ class Compiled:
             self.spare += 8
         elif unsure < UNSURE / 4 and self.spare > SPARE_EXACT:
             self.spare -= 2
-
-    def _keep(self, found: Candidates, index_BK: np.ndarray, value_BK: np.ndarray, sure_B: np.ndarray) -> None:
-        columns = (
-            found.latent_BC,
-            found.value_BC,
-            found.score_BC,
-            found.count_B,
-            found.limit_B,
-            index_BK,
-            value_BK,
-            sure_B,
-        )
-        self.threads.over(len(sure_B), lambda part: kernels.keep_top(*(column[part] for column in columns)))
 
     def top_of_batch(
         self, x_BD: torch.Tensor, weights: Weights, norm_M: torch.Tensor, k: int, guess: float | None
@@ -277,13 +265,18 @@ class Compiled:
         k: int,
         least: float,
         places: int,
+        best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> Candidates:
-        """Screen rows, and score what is let through: see `kernels.screen` for `k` and `least`."""
+        """Screen rows (see `kernels.screen` for `k` and `least`), and score what is let through.
+
+        With `best`, only the best are worked out, into these arrays: see `kernels.best`; their values and scores are not kept.
+        """
         rows, latents = len(x_BD), len(norm_M)
         # Enough groups that few of those asked for share one, and few enough that their limit is soon found.
         groups = max(1, min(GROUPS, latents // (6 * k if k else 16)))
         found = Candidates(
             self._array("latent", (rows, places), np.int32),
+            self._array("bound", (rows, places), np.float32),
             self._array("value", (rows, places), np.float32),
             self._array("score", (rows, places), np.float32),
             self._array("count", (rows,), np.int64),
@@ -302,9 +295,12 @@ class Compiled:
                 p, bounds = product(screen, into.bits, room)
                 here.limit_B[:] = least
                 row = (into.scale_B, into.norm_B, np.float32(screen.most) * into.error_B)
-                kept = (here.latent_BC, here.count_B, here.limit_B)
+                kept = (here.latent_BC, here.bound_BC, here.count_B, here.limit_B)
                 kernels.screen(p, bounds, *row, screen.columns, groups, k, *kept)
-                kernels.rescore(centred, We, be, norm, here.latent_BC, here.count_B, here.value_BC, here.score_BC)
+                if best is not None:
+                    kernels.best(centred, We, be, norm, *kept, *(column[some] for column in best))
+                else:
+                    kernels.rescore(centred, We, be, norm, here.latent_BC, here.count_B, here.value_BC, here.score_BC)
 
         self.threads.over(rows, work)
         return found

@@ -13,7 +13,7 @@ from numba import njit
 
 Array = Any
 ZERO, HALF, ONE, TOP = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)
-HALVINGS, FEW, POSITIVE = 24, 2, np.int32(0x7FFFFFFF)
+HALVINGS, FEW, AHEAD, POSITIVE = 24, 2, 8, np.int32(0x7FFFFFFF)
 ROUNDED = np.float32(2**-8)
 """bfloat16's relative error, twice its worst."""
 
@@ -95,7 +95,7 @@ def _maxima(u_M: Array, best_N: Array, groups: int) -> None:
 
 
 @compiled
-def _collect(u_M: Array, best_N: Array, groups: int, limit: Any, cand_C: Array) -> int:
+def _collect(u_M: Array, best_N: Array, groups: int, limit: Any, cand_C: Array, bound_C: Array) -> int:
     """Latents of at least `limit`, as many as fit; returns how many there are."""
     count, room, found = best_N.size, cand_C.size, 0
     for n in range(count):
@@ -103,12 +103,12 @@ def _collect(u_M: Array, best_N: Array, groups: int, limit: Any, cand_C: Array) 
             for g in range(groups):
                 if u_M[g * count + n] >= limit:
                     if found < room:
-                        cand_C[found] = g * count + n
+                        cand_C[found], bound_C[found] = g * count + n, u_M[g * count + n]
                     found += 1
     for m in range(groups * count, u_M.size):
         if u_M[m] >= limit:
             if found < room:
-                cand_C[found] = m
+                cand_C[found], bound_C[found] = m, u_M[m]
             found += 1
     return found
 
@@ -149,6 +149,7 @@ def screen(
     groups: int,
     k: int,
     cand_BC: Array,
+    bound_BC: Array,
     count_B: Array,
     limit_B: Array,
 ) -> None:
@@ -165,7 +166,15 @@ def screen(
         _maxima(u_M, best_N, groups)
         if k > 0:
             limit_B[b] = _limit(best_N, k)
-        count_B[b] = _collect(u_M, best_N, groups, limit_B[b], cand_BC[b])
+        count_B[b] = _collect(u_M, best_N, groups, limit_B[b], cand_BC[b], bound_BC[b])
+
+
+@compiled
+def _dot(x_D: Array, w_D: Array) -> Any:
+    total = ZERO
+    for d in range(x_D.size):
+        total += x_D[d] * w_D[d]
+    return total
 
 
 @compiled
@@ -180,17 +189,11 @@ def rescore(
     score_BC: Array,
 ) -> None:
     """float32 pre-activations of the candidates, and their scores: times the norm of the latent's decoder row."""
-    rows, width = x_BD.shape
     room = cand_BC.shape[1]
-    for b in range(rows):
-        x = x_BD[b]
+    for b in range(x_BD.shape[0]):
         for c in range(min(count_B[b], room)):
             m = cand_BC[b, c]
-            w = W_MD[m]
-            total = ZERO
-            for d in range(width):
-                total += x[d] * w[d]
-            value_BC[b, c] = total + b_M[m]
+            value_BC[b, c] = _dot(x_BD[b], W_MD[m]) + b_M[m]
             score_BC[b, c] = value_BC[b, c] * norm_M[m]
 
 
@@ -207,30 +210,50 @@ def _insert(index_P: Array, value_P: Array, first: int, last: int, index: int, v
 
 
 @compiled
-def keep_top(
+def best(
+    x_BD: Array,
+    W_MD: Array,
+    b_M: Array,
+    norm_M: Array,
     cand_BC: Array,
-    value_BC: Array,
-    score_BC: Array,
+    bound_BC: Array,
     count_B: Array,
     limit_B: Array,
     index_BK: Array,
-    kept_BK: Array,
+    value_BK: Array,
     sure_B: Array,
 ) -> None:
-    """The k best of each row's candidates, by index; whether they are sure to be the best of all latents."""
-    rows, room = cand_BC.shape
-    k = index_BK.shape[1]
-    for b in range(rows):
+    """The k best candidates of each row in float32, by index; whether they are sure to be the best of all latents.
+
+    Those with the largest bounds are scored first; of the others only those whose bound reaches what the k-th of them scores.
+    """
+    room, k = cand_BC.shape[1], index_BK.shape[1]
+    score_C, kept_C = np.empty(room, np.float32), np.empty(room, np.float32)
+    done_C = np.empty(room, np.bool_)
+    for b in range(x_BD.shape[0]):
         count = count_B[b]
         sure_B[b] = False
         if count < k or count > room:
             continue
-        limit = np.partition(score_BC[b, :count], count - k)[count - k]
-        sure_B[b] = limit >= limit_B[b]
+        reach = _limit(bound_BC[b, :count], min(k + AHEAD, count))
+        for turn in range(2):
+            scored = 0
+            for c in range(count):
+                if turn == 0:
+                    done_C[c] = False
+                if not done_C[c] and bound_BC[b, c] >= reach:
+                    m = cand_BC[b, c]
+                    kept_C[c] = _dot(x_BD[b], W_MD[m]) + b_M[m]
+                    done_C[c] = True
+                if done_C[c]:
+                    score_C[scored] = kept_C[c] * norm_M[cand_BC[b, c]]
+                    scored += 1
+            reach = np.partition(score_C[:scored], scored - k)[scored - k]
+        sure_B[b] = reach >= limit_B[b]
         kept = 0
         for c in range(count):
-            if score_BC[b, c] >= limit and kept < k:
-                _insert(index_BK[b], kept_BK[b], 0, kept, cand_BC[b, c], value_BC[b, c])
+            if done_C[c] and kept_C[c] * norm_M[cand_BC[b, c]] >= reach and kept < k:
+                _insert(index_BK[b], value_BK[b], 0, kept, cand_BC[b, c], kept_C[c])
                 kept += 1
 
 

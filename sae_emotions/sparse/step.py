@@ -57,6 +57,17 @@ def engine_for(device: torch.device, weights: int, origin_D: torch.Tensor | None
     return Compiled(origin_D, fixed=fixed)
 
 
+def spoken() -> str:
+    """How the TopK family trains and encodes on this machine, in words."""
+    if torch.cuda.is_available():
+        return "TopK family: sparse, in PyTorch on the GPU"
+    try:
+        from sae_emotions.sparse.screen import fastest
+    except ImportError:
+        return "TopK family: sparse, in PyTorch (numba is not installed)"
+    return f"TopK family: sparse, compiled by numba, screened in {fastest()}, settled in float32"
+
+
 def loss_and_gradient(
     engine: Engine,
     x_BD: torch.Tensor,
