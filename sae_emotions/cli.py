@@ -249,7 +249,6 @@ def _sources(options: argparse.Namespace) -> None:
 
 def _doctor(options: argparse.Namespace) -> None:
     from sae_emotions.machine import doctor
-
     from sae_emotions.sparse.step import spoken
 
     facts = doctor() | {"training_step": spoken()}
