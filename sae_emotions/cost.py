@@ -12,8 +12,10 @@ TOKENS_PER_WORD = 1.35
 """English prose under common tokenizers, for texts that are not tokenised yet."""
 FORWARD_EFFICIENCY = 0.75
 """Share of the measured product rate that a whole forward pass reaches (seen: .77 on AVX2, two cores)."""
-TRAIN_EFFICIENCY = {"topk": 2.5}
-"""Rate of a training step against 12 x d_in x d_sae operations a row: the sparse TopK step skips most of them (seen: 2.9)."""
+SPARSE = {"topk", "batchtopk", "matryoshka_batchtopk"}
+SPARSE_EFFICIENCY, SCREENED_EFFICIENCY = 2.5, 4.5
+"""Rate of a sparse training step against 12 x d_in x d_sae operations a row in float32, which it skips most of: where the machine
+is slow in few bits (seen: 2.9, AVX2) and where it is fast (seen: 5, AVX-512 with VNNI)."""
 DENSE_EFFICIENCY = 0.8
 """The same for SAELens' dense steps."""
 
@@ -81,7 +83,8 @@ def estimate(
         if f"train:{name}" not in done and dictionary.pretrained is None:
             seen = rows * dictionary.epochs * (0.75 if dictionary.concept_rows else 0.5)
             what = f"about {seen:,.0f} rows of width {width} into {dictionary.d_sae:,} latents"
-            share = TRAIN_EFFICIENCY.get(dictionary.architecture, DENSE_EFFICIENCY)
+            sparse = SPARSE_EFFICIENCY if float32 else SCREENED_EFFICIENCY
+            share = sparse if dictionary.architecture in SPARSE else DENSE_EFFICIENCY
             lines.append(Line(f"train {name}", what, seen * 6 * product / (exact * share) / 60))
         if f"label:{name}" not in done:
             what = f"{dictionary.d_sae:,} features x {len(concepts.concepts)} concepts, {config.label.permutations} permutations"

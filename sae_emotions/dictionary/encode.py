@@ -11,6 +11,7 @@ import torch
 from sae_emotions.adapters import saelens
 from sae_emotions.artefact import read_json
 from sae_emotions.errors import UserError
+from sae_emotions.harvest.rows import mapped
 from sae_emotions.sparse.plain import Plain
 from sae_emotions.sparse.shapes import Active, Engine, Weights
 from sae_emotions.sparse.step import engine_for
@@ -47,13 +48,15 @@ class Dictionary(NamedTuple):
         return self.W_dec_FD[feature].numpy()
 
 
-def wrapped(sae: Any, name: str, block: int) -> Dictionary:
-    """A SAELens object as a `Dictionary`."""
+def wrapped(sae: Any, name: str, block: int, centre_D: np.ndarray | None = None) -> Dictionary:
+    """A SAELens object as a `Dictionary`; `centre_D`, if known, is what its rows were stored around."""
     W_dec_FD, b_dec_D = sae.W_dec.detach().float(), sae.b_dec.detach().float()
-    return Dictionary(name, block, int(sae.cfg.d_in), int(sae.cfg.d_sae), W_dec_FD, b_dec_D, sae, _encoder(sae))
+    return Dictionary(
+        name, block, int(sae.cfg.d_in), int(sae.cfg.d_sae), W_dec_FD, b_dec_D, sae, _encoder(sae, centre_D)
+    )
 
 
-def _encoder(sae: Any) -> Callable[[torch.Tensor], Active]:
+def _encoder(sae: Any, centre_D: np.ndarray | None) -> Callable[[torch.Tensor], Active]:
     """The sparse step's own selection where it follows the SAE's architecture, SAELens' encoder where it does not."""
     kind = sae.cfg.architecture()
     plain = sae.cfg.normalize_activations == "none" and sae.cfg.apply_b_dec_to_input
@@ -61,7 +64,12 @@ def _encoder(sae: Any) -> Callable[[torch.Tensor], Active]:
         return lambda x_BD: _from_dense(sae, x_BD)
     tensors = (sae.W_enc.t().contiguous(), sae.b_enc, sae.W_dec, sae.b_dec)
     weights = Weights(*(tensor.detach().float() for tensor in tensors))
-    few, many = Plain(), functools.cache(lambda: engine_for(weights.We_MD.device, weights.We_MD.numel(), fixed=True))
+    origin_D = None if centre_D is None else torch.from_numpy(np.array(centre_D))
+    few = Plain()
+
+    @functools.cache
+    def many() -> Engine:
+        return engine_for(weights.We_MD.device, weights.We_MD.numel(), origin_D, fixed=True)
 
     def engine(x_BD: torch.Tensor) -> Engine:
         return many() if len(x_BD) >= MANY or many.cache_info().currsize else few
@@ -91,4 +99,7 @@ def load_dictionary(run: Path, name: str) -> Dictionary:
     folder = run / "dictionaries" / name
     if not (folder / "quality.json").is_file():
         raise UserError(f"{run} has no dictionary '{name}' yet; run the train stage first.")
-    return wrapped(saelens.load(folder), name, int(read_json(folder / "quality.json")["block"]))
+    block = int(read_json(folder / "quality.json")["block"])
+    centre = run / "activations" / "text" / "centre.safetensors"
+    centre_D = mapped(centre).get(f"block{block}.centre") if centre.is_file() else None
+    return wrapped(saelens.load(folder), name, block, centre_D)
