@@ -95,7 +95,8 @@ def test_the_dense_vectors_read_real_stories(run: Path) -> None:
 
 def test_random_rows_are_recomputed_from_their_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(run), "--documents", "3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["worst"] < 0.05
+    worst = json.loads(capsys.readouterr().out)["worst"]
+    assert worst < (0.05 if read_json(run / "activations" / "text" / "plan.json")["dtype"] == "float32" else 0.1)
 
 
 def test_a_text_is_read_where_there_are_labels_and_refused_where_there_are_none(run: Path) -> None:
