@@ -24,7 +24,8 @@ COMMANDS = (
 
 def _machine() -> str:
     found = describe()
-    units = [name for name, key in (("AMX", "amx_bf16"), ("AVX-512", "avx512"), ("AVX2", "avx2")) if found[key]]
+    kinds = (("AMX", "amx_bf16"), ("AVX-512-BF16", "avx512_bf16"), ("AVX-512", "avx512"), ("AVX2", "avx2"))
+    units = [name for name, key in kinds if found[key]]
     return f"{found['cores']} cores with {units[0] if units else 'no wide vector unit'}"
 
 
