@@ -18,9 +18,9 @@ from sae_emotions.progress import Progress
 from sae_emotions.run_folder import config_of
 from sae_emotions.sources.models import load_model
 
-TOLERANCE = {"float32": 0.05, "bfloat16": 0.1}
+TOLERANCE = {"float32": 0.05, "bfloat16": 0.2}
 """Relative error of a recomputed row that is still the same row: int8 storage alone costs one or two hundredths, and
-bfloat16 products depend on the batch. Another token's row is off by ten times as much."""
+bfloat16 products depend on the batch (seen: .07). Another token's row is off by several times as much."""
 
 
 class Verified(NamedTuple):

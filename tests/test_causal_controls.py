@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, halves, match, traits
+from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, controls_each, halves, match, traits
 from sae_emotions.causal.effects import words_of
 from sae_emotions.causal.estimate import estimate
 from sae_emotions.causal.readouts import WordTree
@@ -124,3 +124,11 @@ def test_the_estimate_grows_with_features_texts_and_blocks():
     assert base < estimate(small, 200, 7, 7e6, 57e6) < 2 * base
     assert 1.8 * base < estimate(large, 100, 7, 7e6, 57e6) < 2 * base
     assert estimate(small, 100, 14, 7e6, 57e6) > 1.8 * base
+
+
+def test_as_many_controls_are_judged_as_were_asked_for_though_some_features_fall_out() -> None:
+    for features in (1, 40, 199, 334, 5000):
+        count = controls_each(1000, features)
+        assert count % 2 == 0
+        assert count // 2 * int(0.8 * features) >= 1000 or features < 2
+        assert count // 2 >= 5

@@ -115,6 +115,14 @@ def test_training_lowers_the_error(data: dict[str, Any], run: Path) -> None:
     assert curve["rows"][-1] == read_json(folder / "quality.json")["rows"]
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
+def test_a_training_that_diverges_says_so(data: dict[str, Any], run: Path, architecture: str, engine: str) -> None:
+    config = config_for(data, name="wild", architecture=architecture, lr=1e30)
+    with pytest.raises(UserError, match=r"not a finite number|not finite numbers"):
+        train(config, run, "wild")
+    assert not (run / "dictionaries" / "wild").exists()
+
+
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
 @pytest.mark.parametrize("kill_at", [1, 9, 17])
 def test_an_interrupted_training_ends_with_the_same_weights(

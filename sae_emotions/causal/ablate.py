@@ -17,14 +17,14 @@ import torch
 
 from sae_emotions.artefact import write_json, written_folder
 from sae_emotions.causal.collateral import CONTROLS, acts_of, kl_of_removal
-from sae_emotions.causal.controls import Matched, halves, match
+from sae_emotions.causal.controls import Matched, controls_each, halves, match
 from sae_emotions.causal.effects import Design, Effects, Measured, count_runs, effects, measure, words_of
 from sae_emotions.causal.material import HeldOut, Material, gather
 from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.runs import Text, enter
 from sae_emotions.causal.tables import Collateral, Outcome, empty_summary, rule_text, summarise, write_tables
 from sae_emotions.causal.texts import Firing, choose, scan, strongest
-from sae_emotions.causal.verdict import REFERENCE, judge
+from sae_emotions.causal.verdict import judge
 from sae_emotions.config import RunConfig
 from sae_emotions.progress import Progress
 from sae_emotions.sources.models import load_model
@@ -82,7 +82,7 @@ def _design(
     """Controls, random directions and words of the features that fire in enough texts."""
     rng = np.random.default_rng([config.seed, 1])
     features, width = len(material.own_F), material.dictionary.d_in
-    count = 2 * max(-(-config.ablate.controls // max(len(enough), 1)), REFERENCE)
+    count = controls_each(config.ablate.controls, len(enough))
     candidates_C = np.arange(features, len(material.latents_L))
     matches = match(read.firing, material.norms_L, enough, uses, candidates_C, count)
     random_FD = torch.nn.functional.normalize(

@@ -4,6 +4,7 @@ Shapes: T texts, L latents, C candidates, K controls of one feature. A control t
 fires proves nothing, so the match is made on each feature's own texts.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from sae_emotions.causal.texts import Firing
 
 SHARE_FACTOR, SIZE_FACTOR = 2.0, 1.5  # a match is within these factors of the feature
 FIRES_IN = 0.75  # share of the feature's texts in which a control must fire
+REFERENCE = 5  # controls that a feature's effect is measured against, at least
+TESTABLE = 0.8  # share of features whose readout can be moved at all (seen: .81)
 NEW = 1.0  # how much nearer, in tolerances, a control must be that no other feature uses yet
 
 
@@ -82,6 +85,14 @@ def match(
         used_C[order] = True
         found[f] = Matched(candidates_C[order], distance_C[order] <= 1)
     return [found[f] for f in range(len(uses))]
+
+
+def controls_each(held_back: int, features: int) -> int:
+    """Controls a feature so that `held_back` are judged in all, though some features will turn out not to be testable.
+
+    An even number: half of them are the reference.
+    """
+    return 2 * max(math.ceil(held_back / (TESTABLE * max(features, 1))), REFERENCE)
 
 
 def halves(count: int, rng: np.random.Generator) -> np.ndarray:

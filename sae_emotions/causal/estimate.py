@@ -3,7 +3,7 @@
 There 334 labelled features took 15,500 removals, and 200 of them 10,800.
 """
 
-from sae_emotions.causal.verdict import REFERENCE
+from sae_emotions.causal.controls import controls_each
 from sae_emotions.config import AblateConfig
 
 POSITIONS = 95  # positions a removal computes in each block above the hook: a text from where the feature first fires
@@ -21,7 +21,7 @@ def estimate(settings: AblateConfig, features: int, above: int, block_flops: flo
     """
     from sae_emotions.causal.collateral import CONTROLS
 
-    pairs = 2 * max(-(-settings.controls // max(features, 1)), REFERENCE) * features
+    pairs = controls_each(settings.controls, features) * features
     removals = settings.max_texts * (
         features * (1 + DENSE) + min(settings.random_directions, features) + SHARED * pairs
     )

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 DENSE_P = 0.05  # the positive control must reach this
-REFERENCE = 5  # reference controls a feature, at least, where there are as many
 FEWEST = 4  # reference controls without which a spread says nothing
 
 

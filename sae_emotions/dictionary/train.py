@@ -4,6 +4,7 @@ Shapes: B rows of a batch, D residual width. The step lies behind one call, SAEL
 order of rows, the checkpoints and the file format do not know what it does inside.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,13 +115,23 @@ def _trained(
                 log(_noted(curve, trainer, output))
             bar.advance(len(x_BD))
             if time.monotonic() - saved > 60 * settings.checkpoint_minutes and step < total:
+                _check_finite(output)
                 save_checkpoint(kept, trainer, identity, curve)
                 saved = time.monotonic()
     return sae, trainer, curve
 
 
+def _check_finite(output: Any) -> None:
+    """Raise `UserError` where the loss is no longer a number, before that reaches the disk."""
+    if not math.isfinite(output.loss.item()):
+        raise UserError(
+            "The training diverged: its loss is not a finite number. Lower the dictionary's lr and train again."
+        )
+
+
 def _noted(curve: dict[str, list[float]], trainer: Any, output: Any) -> dict[str, float]:
-    """Append the step's numbers to the curve, and return them."""
+    """Append the step's numbers to the curve, and return them. Raises `UserError` where the training diverged."""
+    _check_finite(output)
     with torch.no_grad():
         x_BD, y_BD = output.sae_in.float(), output.sae_out.float()
         acts_BF = output.feature_acts

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sae_emotions.errors import UserError
 from sae_emotions.sparse import kernels
 from sae_emotions.sparse.screen import (
     CHUNK,
@@ -80,7 +81,7 @@ class Compiled:
         x, latents = x_BD.numpy(), len(norm_M)
         asked = min(k + self.spare, latents)
         screen, exact = self._screens(weights, norm_M.numpy())
-        index_BK, value_BK = np.empty((len(x), k), np.int64), np.empty((len(x), k), np.float32)
+        index_BK, value_BK = np.full((len(x), k), -1, np.int64), np.empty((len(x), k), np.float32)
         sure_B = np.zeros(len(x), bool)
         places = min(2 * asked + PLACES, latents)
         self._candidates(screen, x, weights, norm_M, asked, 0.0, places, (index_BK, value_BK, sure_B))
@@ -90,6 +91,8 @@ class Compiled:
                 into = index_BK[some], value_BK[some], sure_B[some]
                 self._candidates(exact, x[some], weights, norm_M, min(k + SPARE_EXACT, latents), 0.0, latents, into)
                 index_BK[some], value_BK[some] = into[0], into[1]
+        if (index_BK < 0).any():
+            raise UserError("Some rows or weights are not finite numbers; lower the dictionary's lr and train again.")
         self._adapt(len(rest) / max(1, len(x)), k)
         start_B1 = torch.arange(0, len(x) * k + 1, k)
         np.maximum(value_BK, 0, out=value_BK)

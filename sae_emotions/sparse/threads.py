@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import torch
 
@@ -11,9 +12,11 @@ class Threads:
 
     def __init__(self) -> None:
         self.count = torch.get_num_threads()
-        # set_num_threads acts on the thread that calls it, but also on threads yet to come: hence the second call.
         self._pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
-        list(self._pool.map(lambda _: torch.ones(1) + 1, range(self.count)))
+        # All start now, for set_num_threads acts on the thread that calls it, but also on threads yet to come: hence the
+        # second call.
+        all_here = Barrier(self.count)
+        list(self._pool.map(lambda _: all_here.wait(), range(self.count)))
         torch.set_num_threads(self.count)
 
     def over(self, count: int, work: Callable[[slice], object]) -> None:
