@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sae_emotions.errors import UserError
-from sae_emotions.sparse import kernels
+from sae_emotions.sparse import kernels, updates
 from sae_emotions.sparse.screen import (
     CHUNK,
     Kind,
@@ -171,7 +171,7 @@ class Compiled:
 
         def work(part: slice) -> None:
             starts = start[part.start : part.stop + 1]
-            kernels.decode(x[part], Wd, bd, starts, index, value, level, scale, error_BLD[part], loss_BL[part], grad_P)
+            updates.decode(x[part], Wd, bd, starts, index, value, level, scale, error_BLD[part], loss_BL[part], grad_P)
 
         self.threads.over(len(x), work)
         loss_L = torch.from_numpy(loss_BL.mean(0, dtype=np.float64).astype(np.float32))
@@ -185,7 +185,7 @@ class Compiled:
         latents, pairs = len(level_M), len(index)
         start_M = np.empty(latents + 1, np.int64)
         pair_P, row_P = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
-        kernels.by_latent(start, index, start_M, pair_P, row_P)
+        updates.by_latent(start, index, start_M, pair_P, row_P)
         made = Weights(
             *(torch.from_numpy(self._array(f"g{n}", tuple(w.shape), np.float32)) for n, w in enumerate(weights))
         )
@@ -195,7 +195,7 @@ class Compiled:
 
         def work(part: slice) -> None:
             shared = (centred, error, level, value, grad, start_M, pair_P, row_P)
-            kernels.gradients(part.start, *shared, gWe[part], gbe[part], gWd[part])
+            updates.gradients(part.start, *shared, gWe[part], gbe[part], gWd[part])
 
         shares = np.searchsorted(start_M, pairs * np.arange(1, self.threads.count) / self.threads.count)
         self.threads.between([0, *map(int, shares), latents], work)
@@ -243,7 +243,7 @@ class Compiled:
             norm_M = np.empty(len(w), np.float32)
 
             def work(part: slice, arrays: tuple[np.ndarray, ...] = (w, g, m, s), norm_M: np.ndarray = norm_M) -> None:
-                kernels.adam(*(array[part] for array in arrays), *numbers, root, eps, norm_M[part])
+                updates.adam(*(array[part] for array in arrays), *numbers, root, eps, norm_M[part])
 
             self.threads.over(len(w), work)
 
