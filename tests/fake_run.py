@@ -77,7 +77,7 @@ def _dictionary(folder: Path, name: str, block: int, rng: np.random.Generator) -
     steps = np.arange(1, 31)
     falling = np.exp(-steps / 8)
     columns: dict[str, Any] = {"step": steps, "rows": steps * 64, "loss": falling + 0.3, "fvu": falling + 0.2}
-    columns |= {"l0": np.full(30, 4.0), "dead": falling / 9, "lr": np.full(30, 4e-4)}
+    columns |= {"l0": np.full(30, 4.0), "dead": falling / 9, "lr": np.full(30, 4e-4), "unsure": np.zeros(30)}
     types = {field.name: field.type for field in schema("training")}
     write_table(folder / "training.parquet", "training", {k: pa.array(v).cast(types[k]) for k, v in columns.items()})
 

@@ -45,7 +45,18 @@ MAY_KNOW = {
     "lookup": {"sources", "harvest", "dictionary"},
     "report": {"lookup"},
     "serve": {"lookup"},
-    "story": {"adapters", "sources", "concepts", "harvest", "dictionary", "label", "causal", "edits", "lookup"}
+    "story": {
+        "sparse",
+        "adapters",
+        "sources",
+        "concepts",
+        "harvest",
+        "dictionary",
+        "label",
+        "causal",
+        "edits",
+        "lookup",
+    }
     | {"report", "serve"},
 }
 ONE_ADAPTER = {

@@ -151,11 +151,12 @@ class Compiled:
         """The candidates that reach `limit`, by row and latent."""
         there_BC = (found.score_BC >= limit) & (np.arange(found.score_BC.shape[1]) < found.count_B[:, None])
         start_B1 = np.concatenate([[0], there_BC.sum(1).cumsum()])
-        index_P, value_P = np.empty(start_B1[-1], np.int64), np.empty(start_B1[-1], np.float32)
+        index_P, value_P = np.zeros(start_B1[-1], np.int64), np.zeros(start_B1[-1], np.float32)
 
         def work(part: slice) -> None:
             columns = (found.latent_BC, found.value_BC, found.score_BC, found.count_B)
-            kernels.keep_above(*(column[part] for column in columns), limit, start_B1[part], index_P, value_P)
+            starts = start_B1[part.start : part.stop + 1]
+            kernels.keep_above(*(column[part] for column in columns), limit, starts, index_P, value_P)
 
         self.threads.over(len(found.count_B), work)
         return Active(torch.from_numpy(start_B1), torch.from_numpy(index_P), torch.from_numpy(value_P))
@@ -199,7 +200,8 @@ class Compiled:
 
         shares = np.searchsorted(start_M, pairs * np.arange(1, self.threads.count) / self.threads.count)
         self.threads.between([0, *map(int, shares), latents], work)
-        made.bd_D.copy_(torch.from_numpy(error[:, 0].sum(0) - gbe @ weights.We_MD.numpy()))
+        with np.errstate(over="ignore", invalid="ignore"):
+            made.bd_D.copy_(torch.from_numpy(error[:, 0].sum(0) - gbe @ weights.We_MD.numpy()))
         return made
 
     def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
@@ -255,8 +257,9 @@ class Compiled:
             if latents is None or latents.bits.shape != We.shape:
                 latents = self._latents = empty(self.kind, *We.shape)
             self.threads.over(len(We), lambda part: round_rows(We[part], part_of(latents, part)))
-            bias = be if self.origin_D is None else be + We @ (self.origin_D - bd)
-            self._made = made_screen(self.kind, latents, bias, norm_M), exact_screen(We, latents, bias, norm_M)
+            with np.errstate(over="ignore", invalid="ignore"):  # a training that diverges is refused by its loss
+                bias = be if self.origin_D is None else be + We @ (self.origin_D - bd)
+                self._made = made_screen(self.kind, latents, bias, norm_M), exact_screen(We, latents, bias, norm_M)
         return self._made
 
     def _candidates(

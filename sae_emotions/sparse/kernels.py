@@ -236,6 +236,7 @@ def best(
         if count < k or count > room:
             continue
         reach = _limit(bound_BC[b, :count], min(k + AHEAD, count))
+        scored = 0
         for turn in range(2):
             scored = 0
             for c in range(count):
@@ -248,7 +249,11 @@ def best(
                 if done_C[c]:
                     score_C[scored] = kept_C[c] * norm_M[cand_BC[b, c]]
                     scored += 1
+            if scored < k:  # only where numbers are not finite
+                break
             reach = np.partition(score_C[:scored], scored - k)[scored - k]
+        if scored < k:
+            continue
         sure_B[b] = reach >= limit_B[b]
         kept = 0
         for c in range(count):
@@ -272,7 +277,7 @@ def keep_above(
     for b in range(count_B.size):
         first = last = start_B[b]
         for c in range(count_B[b]):
-            if score_BC[b, c] >= limit:
+            if score_BC[b, c] >= limit and last < start_B[b + 1]:
                 _insert(index_P, kept_P, first, last, cand_BC[b, c], value_BC[b, c])
                 last += 1
 

@@ -4,7 +4,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import numpy as np
 import torch
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    np.seterr(over="ignore", invalid="ignore")  # whoever asked for the work looks at what comes out
 
 
 class Threads:
@@ -12,7 +18,7 @@ class Threads:
 
     def __init__(self) -> None:
         self.count = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(self.count, initializer=_alone)
         # All start now, for set_num_threads acts on the thread that calls it, but also on threads yet to come: hence the
         # second call.
         all_here = Barrier(self.count)
