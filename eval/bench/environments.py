@@ -1,0 +1,40 @@
+"""One environment a peer, made once and kept: libraries that cannot share one still get the same torch."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from sae_emotions.progress import say
+from sae_emotions.sources.wheels import cache_folder
+
+PEERS = {
+    "dictionary_learning": ("dictionary-learning==0.1.0",),
+    "sparsify": ("eai-sparsify==1.3.3",),
+}
+"""SAELens needs none: it is what this package itself trains with."""
+
+
+def interpreter(library: str) -> str:
+    """The Python that runs a library, its environment made where it is missing. Raises CalledProcessError where pip fails."""
+    if library not in PEERS:
+        return sys.executable
+    torch = version("torch").split("+")[0]
+    folder = cache_folder() / "bench" / f"{library}-torch{torch}"
+    python, stamp = folder / "bin" / "python", folder / "installed"
+    if not stamp.is_file():
+        say(f"Making an environment for {', '.join(PEERS[library])} (some minutes, once).")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        wanted = [*PEERS[library], f"torch=={torch}", "numpy>=1.26"]
+        alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+        subprocess.run(command, check=True, env=alone)
+        stamp.write_text("\n".join(wanted), encoding="utf-8")
+    return str(python)
+
+
+def script(library: str) -> Path:
+    """The worker that drives a library."""
+    names = {"dictionary_learning": "dictionary_learning_", "sparsify": "sparsify_"}
+    return Path(__file__).parent / "peers" / f"{names.get(library, library)}.py"
