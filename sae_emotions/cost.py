@@ -10,20 +10,28 @@ from sae_emotions.config import RunConfig
 
 TOKENS_PER_WORD = 1.35
 """English prose under common tokenizers, for texts that are not tokenised yet."""
-FORWARD_EFFICIENCY = 0.75
-"""Share of the measured product rate that a whole forward pass reaches (seen: .77 on AVX2, two cores)."""
 SPARSE = {"topk", "batchtopk", "matryoshka_batchtopk"}
-SPARSE_EFFICIENCY, SCREENED_EFFICIENCY = 2.5, 4.5
-"""Rate of a sparse training step against 12 x d_in x d_sae operations a row in float32, which it skips most of: where the machine
-is slow in few bits (seen: 2.9, AVX2) and where it is fast (seen: 5, AVX-512 with VNNI)."""
 DENSE_EFFICIENCY = 0.8
-"""The same for SAELens' dense steps."""
-
-
-ABLATION_EFFICIENCY = 0.55
-"""The same for removals, whose batches are small (seen: 20 removals a second at 155 GFLOP/s)."""
+"""Rate of one of SAELens' dense training steps against 12 x d_in x d_sae operations a row in float32."""
 LABELLED = 300
 """Labelled features that an estimate expects; the default run had 334."""
+
+
+class Efficiency(NamedTuple):
+    """What the default run reached on two cores, as shares of measured product rates."""
+
+    forward: float
+    """a whole forward pass, of products in the model's type"""
+    sparse: float
+    """a sparse training step, of 12 x d_in x d_sae operations a row in float32: it skips most of them"""
+    encode: float
+    """the same for encoding, of 2 x d_in x d_sae"""
+    ablation: float
+    """removals, whose batches are small, of products in the model's type"""
+
+
+IN_FLOAT32 = Efficiency(forward=0.75, sparse=2.5, encode=1.0, ablation=0.55)  # AVX2
+IN_BFLOAT16 = Efficiency(forward=0.62, sparse=3.6, encode=1.9, ablation=0.25)  # AVX-512 with BF16 and VNNI
 
 
 class Speed(NamedTuple):
@@ -63,7 +71,7 @@ def estimate(
 
     `done` are the keys of stages that will not run again.
     """
-    rate, exact = speed.model * 1e9, speed.float32 * 1e9
+    rate, exact, share = speed.model * 1e9, speed.float32 * 1e9, IN_FLOAT32 if float32 else IN_BFLOAT16
     width, blocks = model["d_model"], model["blocks"]
     a_block = max(1, model["parameters"] - model["vocabulary"] * width) / blocks
     depth = max(config.harvest.blocks) + 1
@@ -73,7 +81,7 @@ def estimate(
     bytes_a_row = width + 4 if config.harvest.store == "int8" else 2 * width
     lines = []
     if "harvest" not in done:
-        seconds = tokens * 2 * a_block * depth / (rate * FORWARD_EFFICIENCY)
+        seconds = tokens * 2 * a_block * depth / (rate * share.forward)
         what = f"{wanted:,} tokens of text and about {story:,} of concept texts through {depth} of {blocks} blocks"
         lines.append(Line("harvest", what, seconds / 60))
     rows = tokens * 0.98
@@ -83,18 +91,17 @@ def estimate(
         if f"train:{name}" not in done and dictionary.pretrained is None:
             seen = rows * dictionary.epochs * (0.75 if dictionary.concept_rows else 0.5)
             what = f"about {seen:,.0f} rows of width {width} into {dictionary.d_sae:,} latents"
-            sparse = SPARSE_EFFICIENCY if float32 else SCREENED_EFFICIENCY
-            share = sparse if dictionary.architecture in SPARSE else DENSE_EFFICIENCY
-            lines.append(Line(f"train {name}", what, seen * 6 * product / (exact * share) / 60))
+            step = share.sparse if dictionary.architecture in SPARSE else DENSE_EFFICIENCY
+            lines.append(Line(f"train {name}", what, seen * 6 * product / (exact * step) / 60))
         if f"label:{name}" not in done:
             what = f"{dictionary.d_sae:,} features x {len(concepts.concepts)} concepts, {config.label.permutations} permutations"
-            lines.append(Line(f"label {name}", what, (rows * 2 * product / exact + 45) / 60))
+            lines.append(Line(f"label {name}", what, (rows * 2 * product / (exact * share.encode) + 45) / 60))
         if f"ablate:{name}" not in done:
             above = blocks - dictionary.block - 1
             features = min(LABELLED, config.ablate.features or LABELLED)
             operations = ablation(config.ablate, features, above, 2 * a_block, 2 * width * model["vocabulary"])
             what = f"about {features} labelled features and {config.ablate.controls:,} held-back controls through {above} blocks"
-            lines.append(Line(f"ablate {name}", what, operations / (rate * ABLATION_EFFICIENCY) / 60))
+            lines.append(Line(f"ablate {name}", what, operations / (rate * share.ablation) / 60))
     if "report" not in done:
         lines.append(Line("report", "report.html, summary.json", 0.2))
     disk = len(config.harvest.blocks) * round(rows) * bytes_a_row + 12 * tokens + 2 * width * model["vocabulary"]

@@ -28,8 +28,13 @@ def _arguments(config: DictionaryConfig) -> dict[str, Any]:
             return {"l1_coefficient": config.l1}
 
 
-def training_sae(config: DictionaryConfig, d_in: int, metadata: dict[str, Any], seed: int) -> Any:
-    """A fresh SAELens training SAE, seeded. `metadata` goes into its cfg.json."""
+def training_sae(
+    config: DictionaryConfig, d_in: int, metadata: dict[str, Any], seed: int, origin_D: torch.Tensor | None = None
+) -> Any:
+    """A fresh SAELens training SAE, seeded. `metadata` goes into its cfg.json.
+
+    `origin_D`, if given, is what its rows were stored as int8 around, scaled like them.
+    """
     import sae_lens
     from sae_lens.saes.sae import SAEMetadata
 
@@ -45,7 +50,7 @@ def training_sae(config: DictionaryConfig, d_in: int, metadata: dict[str, Any], 
     }
     sae_class, config_class = classes[config.architecture]
     torch.manual_seed(seed)
-    return sae_class(
+    made = sae_class(
         config_class(
             d_in=d_in,
             d_sae=config.d_sae,
@@ -55,6 +60,9 @@ def training_sae(config: DictionaryConfig, d_in: int, metadata: dict[str, Any], 
             **_arguments(config),
         )
     )
+    if origin_D is not None and isinstance(made, sparse.Sparse):
+        made.stored_around(origin_D)
+    return made
 
 
 def trainer(config: DictionaryConfig, sae: Any, rows: int, scale: float, device: str) -> Any:
@@ -62,10 +70,10 @@ def trainer(config: DictionaryConfig, sae: Any, rows: int, scale: float, device:
     from sae_lens import SAETrainer
     from sae_lens.config import SAETrainerConfig
 
-    from sae_emotions.adapters.saelens_sparse import SparseTrainer
+    from sae_emotions.adapters.saelens_sparse import Sparse, SparseTrainer
 
     steps = max(1, rows // config.batch)
-    made = (SparseTrainer if hasattr(sae, "stored_around") else SAETrainer)(
+    made = (SparseTrainer if isinstance(sae, Sparse) else SAETrainer)(
         SAETrainerConfig(
             total_training_samples=steps * config.batch,
             train_batch_size_samples=config.batch,

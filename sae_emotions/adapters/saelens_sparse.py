@@ -66,7 +66,7 @@ class Output:
         return torch.sparse_coo_tensor(where, self._found.score_P, shape, check_invariants=False, is_coalesced=True)
 
 
-class _Sparse:
+class Sparse:
     """What the three classes share. The encoder's rows lie in memory one latent after the other."""
 
     cfg: Any
@@ -83,7 +83,6 @@ class _Sparse:
             raise ValueError(
                 "the sparse step needs apply_b_dec_to_input, and normalize_activations 'none' or 'expected_average_only_in'"
             )
-        self.W_enc.data = self.W_enc.data.t().contiguous().t()
         self._of_batch, self._levels = of_batch, levels
         self._engine: Engine | None = None
         self._origin_D: torch.Tensor | None = None
@@ -190,7 +189,7 @@ class SparseMatryoshkaTrainingSAEConfig(MatryoshkaBatchTopKTrainingSAEConfig):
         return "sparse_matryoshka_batchtopk"
 
 
-class SparseTopKTrainingSAE(_Sparse, TopKTrainingSAE):
+class SparseTopKTrainingSAE(Sparse, TopKTrainingSAE):
     """TopK."""
 
     def __init__(self, cfg: SparseTopKTrainingSAEConfig, use_error_term: bool = False) -> None:
@@ -198,7 +197,7 @@ class SparseTopKTrainingSAE(_Sparse, TopKTrainingSAE):
         self._prepare([], of_batch=False)
 
 
-class SparseBatchTopKTrainingSAE(_Sparse, BatchTopKTrainingSAE):
+class SparseBatchTopKTrainingSAE(Sparse, BatchTopKTrainingSAE):
     """BatchTopK."""
 
     def __init__(self, cfg: SparseBatchTopKTrainingSAEConfig, use_error_term: bool = False) -> None:
@@ -206,7 +205,7 @@ class SparseBatchTopKTrainingSAE(_Sparse, BatchTopKTrainingSAE):
         self._prepare([], of_batch=True)
 
 
-class SparseMatryoshkaTrainingSAE(_Sparse, MatryoshkaBatchTopKTrainingSAE):
+class SparseMatryoshkaTrainingSAE(Sparse, MatryoshkaBatchTopKTrainingSAE):
     """Matryoshka BatchTopK, with AuxK over the whole dictionary (SAELens' default)."""
 
     def __init__(self, cfg: SparseMatryoshkaTrainingSAEConfig, use_error_term: bool = False) -> None:

@@ -94,10 +94,9 @@ def _trained(
     sample_ND = torch.from_numpy(rows.read(rows.train[:: max(1, len(rows.train) // 16_384)]))
     scale = plan["d_in"] ** 0.5 / float(sample_ND.norm(dim=1).mean())
     metadata = {"model_name": plan["model"]["source"], "hook_name": f"block {settings.block} {plan['hook']}"}
-    sae = saelens.training_sae(settings, plan["d_in"], metadata, config.seed)
+    origin_D = torch.from_numpy(rows.stores[0].centre_D * np.float32(scale))
+    sae = saelens.training_sae(settings, plan["d_in"], metadata, config.seed, origin_D)
     sae.b_dec.data.copy_(sample_ND.mean(0) * scale)
-    if hasattr(sae, "stored_around"):
-        sae.stored_around(torch.from_numpy(rows.stores[0].centre_D * np.float32(scale)))
     total = max(1, int(len(rows.train) * settings.epochs) // settings.batch)
     trainer = saelens.trainer(settings, sae, total * settings.batch, scale, str(device()))
     identity = config_hash(settings) + plan["identity"]

@@ -242,10 +242,9 @@ class Compiled:
             w, g, m, s = (tensor.detach().numpy() for tensor in group)
             if w.ndim == 1:
                 w, g, m, s = (tensor[None] for tensor in (w, g, m, s))
-            norm_M = np.empty(len(w), np.float32)
 
-            def work(part: slice, arrays: tuple[np.ndarray, ...] = (w, g, m, s), norm_M: np.ndarray = norm_M) -> None:
-                updates.adam(*(array[part] for array in arrays), *numbers, root, eps, norm_M[part])
+            def work(part: slice, arrays: tuple[np.ndarray, ...] = (w, g, m, s)) -> None:
+                updates.adam(*(array[part] for array in arrays), *numbers, root, eps)
 
             self.threads.over(len(w), work)
 

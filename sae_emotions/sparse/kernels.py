@@ -236,7 +236,6 @@ def best(
         if count < k or count > room:
             continue
         reach = _limit(bound_BC[b, :count], min(k + AHEAD, count))
-        scored = 0
         for turn in range(2):
             scored = 0
             for c in range(count):

@@ -7,6 +7,7 @@ with it the gradients, do not change, for the norm cancels.
 B rows, D residual width, M latents, N dead latents, L nested levels.
 """
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -48,23 +49,23 @@ class Loss(NamedTuple):
 
 def engine_for(device: torch.device, weights: int, origin_D: torch.Tensor | None = None, fixed: bool = False) -> Engine:
     """The fastest engine for a device and this many encoder weights: see `sparse.compiled` for the rest."""
-    if device.type != "cpu" or weights < WORTH:
+    if weights < WORTH or not _compiles(device):
         return Plain()
-    try:
-        from sae_emotions.sparse.compiled import Compiled
-    except ImportError:
-        return Plain()
+    from sae_emotions.sparse.compiled import Compiled
+
     return Compiled(origin_D, fixed=fixed)
 
 
-def spoken() -> str:
-    """How the TopK family trains and encodes on this machine, in words."""
-    if torch.cuda.is_available():
-        return "TopK family: sparse, in PyTorch on the GPU"
-    try:
-        from sae_emotions.sparse.screen import fastest
-    except ImportError:
-        return "TopK family: sparse, in PyTorch (numba is not installed)"
+def _compiles(device: torch.device) -> bool:
+    return device.type == "cpu" and find_spec("numba") is not None
+
+
+def spoken(device: torch.device) -> str:
+    """How the TopK family trains and encodes on a device, in words."""
+    if not _compiles(device):
+        return f"TopK family: sparse, in PyTorch on the {device.type}"
+    from sae_emotions.sparse.screen import fastest
+
     return f"TopK family: sparse, compiled by numba, screened in {fastest()}, settled in float32"
 
 

@@ -134,16 +134,12 @@ def adam(
     beta2: Any,
     root: Any,
     eps: Any,
-    norm_M: Array,
 ) -> None:
-    """Adam over gradients times `clip`. `rate`: lr / (1 - beta1^t); `root`: sqrt(1 - beta2^t). Also each row's new norm."""
+    """Adam over gradients times `clip`. `rate`: lr / (1 - beta1^t); `root`: sqrt(1 - beta2^t)."""
     for m in range(W_MD.shape[0]):
         w, g, mean, square = W_MD[m], g_MD[m], mean_MD[m], square_MD[m]
-        total = ZERO
         for d in range(w.size):
             v = g[d] * clip
             mean[d] = beta1 * mean[d] + (ONE - beta1) * v
             square[d] = beta2 * square[d] + (ONE - beta2) * v * v
             w[d] -= rate * mean[d] / (np.sqrt(square[d]) / root + eps)
-            total += w[d] * w[d]
-        norm_M[m] = np.sqrt(total)

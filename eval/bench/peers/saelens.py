@@ -7,14 +7,16 @@ from common import Settings, mean, obey, quality, settings
 from sae_lens import SAETrainer
 from sae_lens.config import SAETrainerConfig
 
+Classes = dict[str, tuple[Any, Any]]
+CLASSES: Classes = {
+    "topk": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig),
+    "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig),
+    "matryoshka": (sae_lens.MatryoshkaBatchTopKTrainingSAE, sae_lens.MatryoshkaBatchTopKTrainingSAEConfig),
+}
 
-def built(task: Settings) -> tuple[Any, Any]:
-    """The SAE and its trainer."""
-    classes: dict[str, tuple[Any, Any]] = {
-        "topk": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig),
-        "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig),
-        "matryoshka": (sae_lens.MatryoshkaBatchTopKTrainingSAE, sae_lens.MatryoshkaBatchTopKTrainingSAEConfig),
-    }
+
+def built(task: Settings, classes: Classes, trainer_class: Any) -> tuple[Any, Any]:
+    """The SAE and its trainer; `classes` has each kind's class and settings."""
     sae_class, config_class = classes[task.kind]
     more: dict[str, Any] = {"decoder_init_norm": 1.0}
     if task.variant == "sparse":
@@ -24,7 +26,7 @@ def built(task: Settings) -> tuple[Any, Any]:
     start_D = mean(task)
     sae = sae_class(config_class(d_in=len(start_D), d_sae=task.d_sae, k=task.k, device=task.device, **more))
     sae.b_dec.data.copy_(start_D)
-    return sae, SAETrainer(trainer_config(task), sae, iter(()))
+    return sae, trainer_class(trainer_config(task), sae, iter(()))
 
 
 def trainer_config(task: Settings) -> Any:
@@ -45,7 +47,7 @@ def trainer_config(task: Settings) -> Any:
 def main() -> None:
     """Serve one task."""
     task = settings()
-    sae, trainer = built(task)
+    sae, trainer = built(task, CLASSES, SAETrainer)
 
     def step(x_BD: Any) -> None:
         trainer.step(x_BD)
