@@ -10,7 +10,8 @@ from sae_emotions.progress import say
 from sae_emotions.sources.wheels import cache_folder
 
 PEERS = {
-    "dictionary_learning": ("dictionary-learning==0.1.0",),
+    # The nnsight that it needs cannot be imported beside a newer transformers.
+    "dictionary_learning": ("dictionary-learning==0.1.0", "transformers<4.57", "datasets<4"),
     "sparsify": ("eai-sparsify==1.3.3",),
 }
 """SAELens needs none: it is what this package itself trains with."""
@@ -23,13 +24,15 @@ def interpreter(library: str) -> str:
     torch = version("torch").split("+")[0]
     folder = cache_folder() / "bench" / f"{library}-torch{torch}"
     python, stamp = folder / "bin" / "python", folder / "installed"
-    if not stamp.is_file():
+    wanted = [*PEERS[library], f"torch=={torch}", "numpy>=1.26"]
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8").splitlines() != wanted:
         say(f"Making an environment for {', '.join(PEERS[library])} (some minutes, once).")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        wanted = [*PEERS[library], f"torch=={torch}", "numpy>=1.26"]
         alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
-        subprocess.run(command, check=True, env=alone)
+        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", *wanted], check=True, env=alone)
+        # nnsight asks for torchvision, which stops transformers where it was built for another torch; no worker uses it.
+        subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True, env=alone)
         stamp.write_text("\n".join(wanted), encoding="utf-8")
     return str(python)
 
