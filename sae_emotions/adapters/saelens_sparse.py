@@ -91,7 +91,7 @@ class Sparse:
         self.unsure_rows = 0
 
     def stored_around(self, origin_D: torch.Tensor) -> None:
-        """Tell the step what its rows were stored as int8 around: its screen is then twice as sharp."""
+        """Tell the step what its rows were stored as int8 around: its screen then loses nothing of them."""
         self._origin_D = origin_D
 
     def weights(self) -> Weights:
