@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from sae_emotions.adapters.saelens import trainer, training_sae
 from sae_emotions.config import DictionaryConfig
 from sae_emotions.sparse import step as sparse_step
+from sae_emotions.sparse import vector
 from sae_emotions.sparse.compiled import Compiled
 from sae_emotions.sparse.plain import Plain, largest
 from sae_emotions.sparse.shapes import AdamRate, Weights
 
-KINDS = ("int8", "bfloat16", "float32")
+KINDS = ("vnni", "int8", "bfloat16", "float32") if vector.there() else ("int8", "bfloat16", "float32")
 NESTED = {"matryoshka_widths": [32, 100, 256]}
 FAMILY: list[tuple[str, dict[str, Any]]] = [
     ("topk", {}),

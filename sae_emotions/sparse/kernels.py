@@ -13,7 +13,7 @@ from numba import njit
 
 Array = Any
 ZERO, HALF, ONE, TOP = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)
-HALVINGS, FEW, AHEAD, POSITIVE = 24, 2, 8, np.int32(0x7FFFFFFF)
+HALVINGS, FEW, AHEAD, POSITIVE, LOWEST = 24, 2, 8, np.int32(0x7FFFFFFF), np.float32(-3e38)
 ROUNDED = np.float32(2**-8)
 """bfloat16's relative error, twice its worst."""
 
@@ -62,12 +62,15 @@ def lost(x_BD: Array, h_BD: Array, norm_B: Array, error_B: Array) -> None:
 
 
 @compiled
-def _limit(best_N: Array, k: int) -> Any:
-    """A value that at least k of `best_N` reach, and few more: bisection, for it runs along memory."""
-    low = high = best_N[0]
+def limit_of(best_N: Array, k: int) -> Any:
+    """A value that at least k of `best_N` reach, and few more: bisection, for it runs along memory. Places that stand for no
+    latent hold -inf."""
+    high = best_N[0]
     for n in range(best_N.size):
-        low = min(low, best_N[n])
         high = max(high, best_N[n])
+    low = high
+    for n in range(best_N.size):
+        low = min(low, best_N[n] if best_N[n] > LOWEST else low)
     for _ in range(HALVINGS):
         middle = HALF * (low + high)
         count = np.int32(0)
@@ -165,7 +168,7 @@ def screen(
         bounds(p_BM[b], scale_B[b], norm_B[b], add_B[b], columns, u_M)
         _maxima(u_M, best_N, groups)
         if k > 0:
-            limit_B[b] = _limit(best_N, k)
+            limit_B[b] = limit_of(best_N, k)
         count_B[b] = _collect(u_M, best_N, groups, limit_B[b], cand_BC[b], bound_BC[b])
 
 
@@ -235,7 +238,7 @@ def best(
         sure_B[b] = False
         if count < k or count > room:
             continue
-        reach = _limit(bound_BC[b, :count], min(k + AHEAD, count))
+        reach = limit_of(bound_BC[b, :count], min(k + AHEAD, count))
         for turn in range(2):
             scored = 0
             for c in range(count):
