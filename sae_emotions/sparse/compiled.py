@@ -15,10 +15,8 @@ from sae_emotions.sparse.threads import Threads
 
 PLACES = 64
 """Places for candidates beyond those that are asked for; a row that needs more is unsure."""
-UNSURE = 0.004
-"""Share of unsure rows above which more spare candidates are taken (up to `MOST` times k), and below a quarter of which fewer."""
-START, MOST = 64, 8
-SPARE_EXACT = 8
+SPARE, SPARE_EXACT = 64, 8
+"""Candidates asked for beyond k, of a product in few bits and of one in float32: few rows then need a second look."""
 SOME = 512
 """Rows from which a batch's limit is guessed."""
 MARGIN, SHRINK, TINY = 0.93, 0.7, np.float32(1e-30)
@@ -36,7 +34,7 @@ class Compiled:
     def __init__(self, origin_D: torch.Tensor | None = None, kind: Kind | None = None, fixed: bool = False) -> None:
         self.kind: Kind = kind or fastest()
         self.fixed = fixed
-        self.spare = START if self.kind in ("vnni", "int8") else SPARE_EXACT
+        self._spare = SPARE if self.kind in ("vnni", "int8") else SPARE_EXACT
         self.threads = Threads()
         self._fast = search(self.kind, None if origin_D is None else origin_D.numpy(), self.threads)
         self._exact = Products("float32", None, self.threads)
@@ -47,7 +45,7 @@ class Compiled:
     def top(self, x_BD: torch.Tensor, weights: Weights, norm_M: torch.Tensor, k: int) -> Active:
         """See `Engine`."""
         x, latents = x_BD.numpy(), len(norm_M)
-        asked = min(k + self.spare, latents)
+        asked = min(k + self._spare, latents)
         self._prepare(weights, norm_M)
         found = Best.empty(len(x), k)
         self._fast.best(x, asked, min(2 * asked + PLACES, latents), found)
@@ -56,7 +54,6 @@ class Compiled:
             self._settle(x, rest, weights, norm_M, found)
         if (found.index_BK < 0).any():
             raise UserError("Some rows or weights are not finite numbers; lower the dictionary's lr and train again.")
-        self._adapt(len(rest) / max(1, len(x)), k)
         start_B1 = torch.arange(0, len(x) * k + 1, k)
         np.maximum(found.value_BK, 0, out=found.value_BK)
         index_P, value_P = torch.from_numpy(found.index_BK).view(-1), torch.from_numpy(found.value_BK).view(-1)
@@ -74,13 +71,6 @@ class Compiled:
         if not (self.fixed and self._prepared):
             self._fast.prepare(weights, norm_M)
             self._prepared = True
-
-    def _adapt(self, unsure: float, k: int) -> None:
-        """Take more spare candidates where many rows were unsure. What is selected does not depend on it."""
-        if unsure > UNSURE and self.spare < MOST * k:
-            self.spare += 8
-        elif unsure < UNSURE / 4 and self.spare > SPARE_EXACT:
-            self.spare -= 2
 
     def top_of_batch(
         self, x_BD: torch.Tensor, weights: Weights, norm_M: torch.Tensor, k: int, guess: float | None
@@ -178,9 +168,20 @@ class Compiled:
 
         shares = np.searchsorted(start_M, pairs * np.arange(1, self.threads.count) / self.threads.count)
         self.threads.between([0, *map(int, shares), latents], work)
-        with np.errstate(over="ignore", invalid="ignore"):
-            made.bd_D.copy_(torch.from_numpy(error[:, 0].sum(0) - gbe @ weights.We_MD.numpy()))
+        made.bd_D.copy_(torch.from_numpy(self._sum(error[:, 0]) - self._sum(weights.We_MD.numpy(), gbe)))
         return made
+
+    def _sum(self, x_BD: np.ndarray, factor_B: np.ndarray | None = None) -> np.ndarray:
+        """The sum of rows times their factors. No BLAS: its threads go on spinning when they are done, on our cores."""
+        factor = np.ones(len(x_BD), np.float32) if factor_B is None else factor_B
+        sums: dict[tuple[int, int], np.ndarray] = {}
+
+        def work(part: slice) -> None:
+            total_D = sums[part.start, part.stop] = np.zeros(x_BD.shape[1], np.float32)
+            updates.add_rows(x_BD[part], factor[part], total_D)
+
+        self.threads.over(len(x_BD), work)
+        return np.stack([sums[part] for part in sorted(sums)]).sum(0)
 
     def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
         """See `Engine`."""

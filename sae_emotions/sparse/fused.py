@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_emotions.sparse.kernels import ZERO, Array, best, compiled, limit_of, quantise, rescore
+from sae_emotions.sparse.kernels import INFINITE, ZERO, Array, best_of, compiled, limit_of, quantise, rescore, scratch
 from sae_emotions.sparse.vector import LANES, PANEL, TILE, compress, tile
 
 BLOCK = 4 * TILE
@@ -63,9 +63,8 @@ class Rooms(NamedTuple):
     """T x panels x `TILE` x `PANEL`"""
     most: np.ndarray
     """the same for groups of panels"""
-    centred: np.ndarray
     cand: np.ndarray
-    """B x C"""
+    """one row's candidates, and their bounds"""
     bound: np.ndarray
 
 
@@ -77,9 +76,8 @@ def rooms(latents: int, width: int, groups: int, places: int) -> Rooms:
         aligned((BLOCK, 4), np.float32),
         aligned((tiles, panels, TILE, PANEL), np.float32),
         aligned((tiles, groups, TILE, PANEL), np.float32),
-        aligned((BLOCK, width), np.float32),
-        np.empty((BLOCK, places + LANES), np.int32),
-        np.empty((BLOCK, places + LANES), np.float32),
+        np.empty(places + LANES, np.int32),
+        np.empty(places + LANES, np.float32),
     )
 
 
@@ -156,17 +154,21 @@ def bounds(x_BD: Array, origin_D: Array, most: Any, into: Packed, room: Rooms) -
 
 
 @compiled
-def _choose(b: int, k: int, limit: Any, most_N: Array, room: Rooms, cand_C: Array, bound_C: Array) -> Any:
-    """One row's candidates: their limit (that given, or for k > 0 one that k groups reach), and how many there are."""
+def _limit(b: int, asked: int, most_N: Array, room: Rooms) -> Any:
+    """What `asked` of a row's groups reach."""
     t, r = b // TILE, b % TILE
-    if k > 0:
-        for group in range(room.most.shape[1]):
-            for m in range(PANEL):
-                most_N[group * PANEL + m] = room.most[t, group, r, m]
-        limit = limit_of(most_N, k)
+    for group in range(room.most.shape[1]):
+        for m in range(PANEL):
+            most_N[group * PANEL + m] = room.most[t, group, r, m]
+    return limit_of(most_N, asked)
+
+
+@compiled
+def _collect(b: int, limit: Any, room: Rooms, cand_C: Array, bound_C: Array) -> Any:
+    """A row's latents whose bound reaches `limit`, as many as fit; returns how many there are."""
+    panels, apart = room.bounds.shape[1], 4 * TILE * PANEL
     where = cand_C.ctypes.data, bound_C.ctypes.data, cand_C.size - LANES
-    found = compress(room.bounds[t, 0, r].ctypes.data, room.bounds.shape[1], 4 * TILE * PANEL, limit, *where)
-    return limit, found
+    return compress(room.bounds[b // TILE, 0, b % TILE].ctypes.data, panels, apart, limit, *where)
 
 
 @compiled
@@ -182,23 +184,26 @@ def top(
     value_BK: Array,
     sure_B: Array,
 ) -> None:
-    """The K best latents of each row: see `kernels.best`. `weights`: encoder rows, biases, norms, decoder bias."""
+    """The K best latents of each row: see `kernels.top`. `weights`: encoder rows, biases, norms, decoder bias."""
     We_MD, be_M, norm_M, bd_D = weights
     rows, width = x_BD.shape
     most_N = np.empty(room.most.shape[1] * PANEL, np.float32)
-    count_B, limit_B = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.float32)
+    x_D, memory = np.empty(width, np.float32), scratch(room.cand.size - LANES)
     for at in range(0, rows, BLOCK):
         stop = min(at + BLOCK, rows)
-        some = stop - at
         bounds(x_BD[at:stop], origin_D, most, into, room)
-        for b in range(some):
-            limit_B[b], count_B[b] = _choose(b, asked, ZERO, most_N, room, room.cand[b], room.bound[b])
+        for b in range(at, stop):
             for d in range(width):
-                room.centred[b, d] = x_BD[at + b, d] - bd_D[d]
-        places = room.cand.shape[1] - LANES
-        kept = room.cand[:some, :places], room.bound[:some, :places], count_B[:some], limit_B[:some]
-        into_rows = index_BK[at:stop], value_BK[at:stop], sure_B[at:stop]
-        best(room.centred[:some], We_MD, be_M, norm_M, *kept, *into_rows)
+                x_D[d] = x_BD[b, d] - bd_D[d]
+            limit = _limit(b - at, asked, most_N, room)
+            for _ in range(2):
+                count = _collect(b - at, limit, room, room.cand, room.bound)
+                found = index_BK[b], value_BK[b]
+                reach = best_of(x_D, (We_MD, be_M, norm_M), room.cand, room.bound, count, memory, *found)
+                sure_B[b] = reach >= limit
+                if sure_B[b] or reach == -INFINITE:
+                    break
+                limit = reach
 
 
 @compiled
@@ -218,15 +223,15 @@ def reaching(
     """All latents whose score may reach `limit`, and their values and scores: see `kernels.rescore`."""
     We_MD, be_M, norm_M, bd_D = weights
     rows, width = x_BD.shape
-    most_N = np.empty(1, np.float32)
+    x_BD_, places = np.empty((1, width), np.float32), cand_BC.shape[1]
     for at in range(0, rows, BLOCK):
         stop = min(at + BLOCK, rows)
-        some = stop - at
         bounds(x_BD[at:stop], origin_D, most, into, room)
-        for b in range(some):
-            _, count_B[at + b] = _choose(b, 0, limit, most_N, room, room.cand[b], room.bound[b])
+        for b in range(at, stop):
+            count_B[b] = _collect(b - at, limit, room, room.cand, room.bound)
+            for c in range(min(count_B[b], places)):
+                cand_BC[b, c] = room.cand[c]
             for d in range(width):
-                room.centred[b, d] = x_BD[at + b, d] - bd_D[d]
-        cand_BC[at:stop] = room.cand[:some, : cand_BC.shape[1]]
-        scored = cand_BC[at:stop], count_B[at:stop], value_BC[at:stop], score_BC[at:stop]
-        rescore(room.centred[:some], We_MD, be_M, norm_M, *scored)
+                x_BD_[0, d] = x_BD[b, d] - bd_D[d]
+            one = slice(b, b + 1)
+            rescore(x_BD_, We_MD, be_M, norm_M, cand_BC[one], count_B[one], value_BC[one], score_BC[one])

@@ -4,7 +4,8 @@ B rows, D residual width, M latents, C candidates a row, K active latents a row.
 """
 
 import threading
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class Search(Protocol):
         ...
 
     def best(self, x_BD: np.ndarray, asked: int, places: int, into: Best) -> None:
-        """Of each row the best of those latents of which `asked` or more reach a common limit, `places` at most."""
+        """Of each row the best latents. `asked`: candidates to begin with, more than K; `places`: how many there may be."""
         ...
 
     def reaching(self, x_BD: np.ndarray, least: float, places: int) -> Candidates:
@@ -115,28 +116,27 @@ class Products:
         if self._latents is None or self._latents.bits.shape != held.We_MD.shape:
             self._latents = empty(self.kind, *held.We_MD.shape)
         latents = self._latents
-        self.threads.over(len(held.We_MD), lambda part: round_rows(held.We_MD[part], part_of(latents, part)))
-        bias_M, shift = held.be_M, 0.0
+        off_D = (held.bd_D if self.origin_D is None else self.origin_D) - held.bd_D
+        bias_M = np.empty_like(held.be_M)
+
+        def work(part: slice) -> None:
+            round_rows(held.We_MD[part], part_of(latents, part))
+            kernels.dots(held.We_MD[part], off_D, bias_M[part])
+
+        self.threads.over(len(held.We_MD), work)
         with np.errstate(over="ignore", invalid="ignore"):  # a training that diverges is refused by its loss
-            if self.origin_D is not None:
-                off_D = self.origin_D - held.bd_D
-                bias_M, shift = bias_M + held.We_MD @ off_D, float(np.linalg.norm(off_D))
-            self._screen = made_screen(self.kind, latents, bias_M, held.norm_M, shift)
+            bias_M += held.be_M
+            self._screen = made_screen(self.kind, latents, bias_M, held.norm_M, float((off_D**2).sum() ** 0.5))
 
     def best(self, x_BD: np.ndarray, asked: int, places: int, into: Best) -> None:
         """See `Search`."""
-        latents = len(self._weights.norm_M)
-        groups = max(1, min(GROUPS, latents // (SHARED * asked)))
-        We, be, norm, _ = self._weights
+        groups = max(1, min(GROUPS, len(self._weights.norm_M) // (SHARED * asked)))
 
         def work(part: slice) -> None:
-            cand, bound = np.empty((CHUNK, places), np.int32), np.empty((CHUNK, places), np.float32)
-            count, limit = np.empty(CHUNK, np.int64), np.zeros(CHUNK, np.float32)
-            for at in range(part.start, part.stop, CHUNK):
-                some = slice(at, min(at + CHUNK, part.stop))
-                kept = tuple(column[: some.stop - at] for column in (cand, bound, count, limit))
-                centred = self._screened(x_BD[some], groups, asked, *kept)
-                kernels.best(centred, We, be, norm, *kept, *(column[some] for column in into))
+            for some in _chunks(part):
+                centred, *product_ = self._product(x_BD[some])
+                rows = (column[some] for column in into)
+                kernels.top(*product_, groups, asked, places, centred, self._weights[:3], *rows)
 
         self.threads.over(len(x_BD), work)
 
@@ -144,30 +144,27 @@ class Products:
         """See `Search`."""
         found = _room_for(self._memory, len(x_BD), places)
         groups = max(1, min(GROUPS, len(self._weights.norm_M) // 16))
-        We, be, norm, _ = self._weights
 
         def work(part: slice) -> None:
-            bound, limit = np.empty((CHUNK, places), np.float32), np.full(CHUNK, least, np.float32)
-            for at in range(part.start, part.stop, CHUNK):
-                some = slice(at, min(at + CHUNK, part.stop))
-                here, size = Candidates(*(column[some] for column in found)), some.stop - at
-                kept = here.latent_BC, bound[:size], here.count_B, limit[:size]
-                centred = self._screened(x_BD[some], groups, 0, *kept)
-                kernels.rescore(centred, We, be, norm, here.latent_BC, here.count_B, here.value_BC, here.score_BC)
+            bound_C = np.empty(places, np.float32)
+            for some in _chunks(part):
+                centred, *product_ = self._product(x_BD[some])
+                cand, *scored, count = (column[some] for column in found)
+                kernels.reaching(*product_, groups, np.float32(least), cand, bound_C, count)
+                kernels.rescore(centred, *self._weights[:3], cand, count, *scored)
 
         self.threads.over(len(x_BD), work)
         return found
 
-    def _screened(self, x_BD: np.ndarray, groups: int, k: int, *kept: np.ndarray) -> np.ndarray:
-        """Screen at most `CHUNK` rows (see `kernels.screen`); returns them without the decoder's bias."""
+    def _product(self, x_BD: np.ndarray) -> tuple[Any, ...]:
+        """At most `CHUNK` rows without the decoder's bias, and what `kernels.top` reads bounds from."""
         room, bits = self._rooms(x_BD.shape[1])
         centred = x_BD - self._weights.bd_D
         into = part_of(bits, slice(0, len(centred)))
         round_rows(centred if self.origin_D is None else x_BD - self.origin_D, into)
         p, bounds = product(self._screen, into.bits, room)
-        row = (into.scale_B, into.norm_B, np.float32(self._screen.most) * into.error_B)
-        kernels.screen(p, bounds, *row, self._screen.columns, groups, k, *kept)
-        return centred
+        add_B = np.float32(self._screen.most) * into.error_B
+        return centred, p, bounds, into.scale_B, into.norm_B, add_B, self._screen.columns
 
     def _rooms(self, width: int) -> tuple[torch.Tensor, Rounded]:
         """This thread's own room for a product and for its rows."""
@@ -176,6 +173,11 @@ class Products:
             kept["room"] = product_room(self.kind, latents), empty(self.kind, CHUNK, width)
         made: tuple[torch.Tensor, Rounded] = kept["room"]
         return made
+
+
+def _chunks(part: slice) -> Iterator[slice]:
+    for at in range(part.start, part.stop, CHUNK):
+        yield slice(at, min(at + CHUNK, part.stop))
 
 
 def _room_for(memory: Memory, rows: int, places: int) -> Candidates:
