@@ -156,7 +156,7 @@ def _dot(x_D: Array, w_D: Array) -> Any:
 def ask_for(W_MD: Array, m: int) -> None:
     """Have a row brought into the cache."""
     first = W_MD.ctypes.data + m * W_MD.strides[0]
-    for byte in range(0, W_MD.strides[0], LINE):
+    for byte in range(0, 4 * W_MD.shape[1], LINE):
         prefetch(first + byte)
 
 
