@@ -26,7 +26,7 @@ from sae_emotions.sparse.screen import (
     round_rows,
 )
 from sae_emotions.sparse.shapes import Active, AdamRate, Errors, Weights
-from sae_emotions.sparse.threads import Threads
+from sae_emotions.threads import Threads
 
 GROUPS = 32
 PLACES = 64

@@ -9,15 +9,14 @@ B rows, D residual width, M latents, C candidates a row, P active pairs of row a
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sae_emotions.compiling import compiled
 
 Array = Any
 ZERO, HALF, ONE, TOP = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)
 HALVINGS, FEW, AHEAD, POSITIVE = 24, 2, 8, np.int32(0x7FFFFFFF)
 ROUNDED = np.float32(2**-8)
 """bfloat16's relative error, twice its worst."""
-
-compiled = njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc", "contract", "arcp"})
 
 
 @compiled
