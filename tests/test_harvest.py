@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sae_emotions.config import HarvestConfig, RunConfig, parse_config
 from sae_emotions.errors import UserError
 from sae_emotions.harvest import harvest as stage
-from sae_emotions.harvest.batching import batches, kept, padded, windows
+from sae_emotions.harvest.batching import batches, has_row, padded, windows
 from sae_emotions.harvest.forward import read_blocks, residuals
 from sae_emotions.harvest.harvest import harvest, shard_rows, stream
 from sae_emotions.harvest.rows import open_rows, read_documents
@@ -65,9 +65,10 @@ def test_batches_cover_all_windows_within_the_budget(lengths: list[int], budget:
         assert len(batch) == 1 or longest * len(batch) <= budget
 
 
-def test_the_mask_decides_which_positions_count() -> None:
-    ids_BS, mask_BS = padded(windows(0, [[9, 2, 9], [9, 9]], 8), pad=9)
-    assert kept(ids_BS, mask_BS, np.array([2])).tolist() == [[False, False, True], [False, True, False]]
+def test_first_and_special_tokens_have_no_row() -> None:
+    cut = windows(0, [[9, 2, 9], [9, 9]], 8)
+    assert has_row(cut, [2]).tolist() == [False, False, True, False, True]
+    assert padded(cut, pad=7)[0].tolist() == [[9, 2, 9], [9, 9, 7]]
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -26,7 +26,7 @@ HEAVY = (
 
 # Modules beside the rooms, by what they are for. Anything new has to be put somewhere on purpose.
 GROUPS = {
-    "base": {"errors", "progress", "artefact", "config", "schema", "machine", "run_folder"},
+    "base": {"errors", "progress", "artefact", "config", "schema", "machine", "run_folder", "compiling", "threads"},
     "edits": {"edit", "upper", "cross_entropy"},
     "story": {"__init__", "__main__", "cli", "pipeline", "stages", "cost", "verify"},
 }
@@ -64,7 +64,7 @@ ONE_ADAPTER = {
     "wandb": "adapters",
     "datasets": "sources",
     "gguf": "sources",
-    "numba": "sparse",
+    "numba": "base",
     "fastapi": "serve",
 }
 

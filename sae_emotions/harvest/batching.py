@@ -1,7 +1,7 @@
 """Windows and batches: how documents become forward passes.
 
 A window is a run of at most `context` tokens of one document, read on its own. Batches hold windows of like length, so
-that padding costs little; they never cross a shard. S: padded length of a batch.
+that padding costs little; they never cross a shard. S: padded length of a batch; N: its real tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,17 +30,38 @@ def windows(first_document: int, documents: Sequence[Sequence[int]], context: in
     return cut
 
 
-def batches(cut: Sequence[Window], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield lists of indices into `cut`, alike in length, each at most `batch_tokens` padded tokens (or one window)."""
+def batches(cut: Sequence[Window], batch_tokens: int, pad: bool = True) -> Iterator[list[int]]:
+    """Yield lists of indices into `cut`, alike in length, each at most `batch_tokens` tokens (or one window).
+
+    Padded tokens count, unless not `pad`.
+    """
     order = sorted(range(len(cut)), key=lambda i: len(cut[i].tokens))
     batch: list[int] = []
+    real = 0
     for index in order:
-        if batch and len(cut[index].tokens) * (len(batch) + 1) > batch_tokens:
+        length = len(cut[index].tokens)
+        if batch and (length * (len(batch) + 1) if pad else real + length) > batch_tokens:
             yield batch
-            batch = []
+            batch, real = [], 0
         batch.append(index)
+        real += length
     if batch:
         yield batch
+
+
+class Packed(NamedTuple):
+    """Windows end to end, without padding."""
+
+    ids_N: np.ndarray
+    length_W: np.ndarray
+    start_W: np.ndarray
+    """where each window begins, and behind the last one N"""
+
+
+def packed(cut: Sequence[Window]) -> Packed:
+    """Lay windows end to end."""
+    length_W = np.array([len(window.tokens) for window in cut])
+    return Packed(np.concatenate([window.tokens for window in cut]), length_W, np.append(0, length_W.cumsum()))
 
 
 def padded(cut: Sequence[Window], pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,8 +75,6 @@ def padded(cut: Sequence[Window], pad: int) -> tuple[np.ndarray, np.ndarray]:
     return ids_BS, mask_BS
 
 
-def kept(ids_BS: np.ndarray, mask_BS: np.ndarray, special: np.ndarray) -> np.ndarray:
-    """Which positions have a row: real, not the first of their window, not a special token. Shape (B, S), bool."""
-    keep_BS = mask_BS & ~np.isin(ids_BS, special)
-    keep_BS[:, 0] = False
-    return keep_BS
+def has_row(cut: Sequence[Window], special: Sequence[int]) -> np.ndarray:
+    """Which tokens of the windows, end to end, have a row: not the first of a window, no special token. Bool, N."""
+    return np.concatenate([np.append(False, ~np.isin(window.tokens[1:], special)) for window in cut])

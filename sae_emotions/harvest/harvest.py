@@ -1,9 +1,12 @@
 """The harvest: residual streams of the general text and of the concept texts, shard by shard.
 
+Batches are read by one reader after another or by several threads at once; a thread of its own writes what is finished.
 Shapes: N rows of a shard, D residual width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +15,12 @@ import torch
 
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import HarvestConfig, RunConfig
-from sae_emotions.harvest.batching import batches, kept, padded, windows
-from sae_emotions.harvest.forward import read_blocks
+from sae_emotions.harvest.batching import Window, batches, has_row, windows
 from sae_emotions.harvest.lens import write_lens
 from sae_emotions.harvest.plan import make_plan, special_ids, stored_plan, tokenised
+from sae_emotions.harvest.readers import Eager, Reader, Reading
 from sae_emotions.harvest.rows import mapped
-from sae_emotions.harvest.store import shard_is_done, write_shard
+from sae_emotions.harvest.store import Kept, keep, room_for, shard_is_done, write_shard
 from sae_emotions.machine import compute_dtype, tune_allocator
 from sae_emotions.progress import Progress, say
 from sae_emotions.schema import read_table
@@ -25,8 +28,37 @@ from sae_emotions.sources.models import Model, check_blocks, load_model, model_i
 from sae_emotions.sources.text import Document, documents
 
 
+class Cut(NamedTuple):
+    """Some documents as windows, and where each window's rows stand among all of theirs."""
+
+    windows: list[Window]
+    keep: list[np.ndarray]
+    """per window: which of its tokens have a row"""
+    start_W: np.ndarray
+    """its first row; behind the last one, how many rows there are"""
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """document, position and token of each row: in document order, then position."""
+        spans = list(zip(self.windows, self.keep, strict=True))
+        return {
+            "document": np.concatenate([np.full(int(k.sum()), w.document) for w, k in spans]),
+            "position": np.concatenate([w.start + np.flatnonzero(k) for w, k in spans]),
+            "token": np.concatenate([w.tokens[k] for w, k in spans]),
+        }
+
+    def read(
+        self, reader: Reader, batch: Sequence[int], blocks: Sequence[int]
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Places of a batch's rows, and the rows: block -> x_ND, float32."""
+        found = reader.read([self.windows[i] for i in batch], blocks)
+        keep_N = torch.from_numpy(np.concatenate([self.keep[i] for i in batch]))
+        place_N = np.concatenate([np.arange(self.start_W[i], self.start_W[i + 1]) for i in batch])
+        return torch.from_numpy(place_N), {block: x_ND[keep_N] for block, x_ND in found.items()}
+
+
 class ShardRows(NamedTuple):
-    """All rows of one shard, in document order, then position."""
+    """All rows of some documents, in document order, then position."""
 
     rows: dict[int, torch.Tensor]
     """block -> x_ND, float32"""
@@ -35,41 +67,24 @@ class ShardRows(NamedTuple):
     token: np.ndarray
 
 
-def shard_rows(
-    model: Model,
-    first_document: int,
-    ids: Sequence[Sequence[int]],
-    settings: HarvestConfig,
-    special: Sequence[int],
-    advance: Callable[[int], None] = lambda tokens: None,
-) -> ShardRows:
-    """Read the residual stream of some documents: the one code path of the store and of the stream.
+def cut_up(first_document: int, ids: Sequence[Sequence[int]], context: int, special: Sequence[int]) -> Cut:
+    """Cut documents into windows. The first position of every window and special tokens have no row."""
+    cut = windows(first_document, ids, context)
+    keep = [has_row([window], special) for window in cut]
+    return Cut(cut, keep, np.append(0, np.cumsum([int(keep_N.sum()) for keep_N in keep], dtype=np.int64)))
 
-    `advance` hears of the tokens read. The first position of every window and special tokens have no row.
-    """
-    cut = windows(first_document, ids, settings.context)
-    keep = [kept(window.tokens[None], np.ones((1, len(window.tokens)), bool), np.asarray(special))[0] for window in cut]
-    ends = np.cumsum([int(keep_S.sum()) for keep_S in keep]) if cut else np.zeros(0, np.int64)
-    count = int(ends[-1]) if len(ends) else 0
-    where = next(model.model.parameters()).device
+
+def shard_rows(
+    model: Model, first_document: int, ids: Sequence[Sequence[int]], settings: HarvestConfig, special: Sequence[int]
+) -> ShardRows:
+    """Read the residual stream of some documents, by the model's own forward pass."""
+    cut, reader = cut_up(first_document, ids, settings.context, special), Eager(model.model)
     rows: dict[int, torch.Tensor] = {}
-    for batch in batches(cut, settings.batch_tokens):
-        ids_BS, mask_BS = padded([cut[i] for i in batch], 0)
-        found = read_blocks(model.model, torch.from_numpy(ids_BS).to(where), settings.blocks)
-        for block, x_BSD in found.items():
-            held_BSD = x_BSD.float().cpu()
-            out_ND = rows.setdefault(block, torch.empty(count, held_BSD.shape[-1]))
-            for row, i in enumerate(batch):
-                picked_ND = held_BSD[row, : len(cut[i].tokens)][torch.from_numpy(keep[i])]
-                out_ND[ends[i] - len(picked_ND) : ends[i]] = picked_ND
-        advance(int(mask_BS.sum()))
-    spans = list(zip(cut, keep, strict=True))
-    return ShardRows(
-        rows,
-        np.concatenate([np.full(int(k.sum()), w.document) for w, k in spans]),
-        np.concatenate([w.start + np.flatnonzero(k) for w, k in spans]),
-        np.concatenate([w.tokens[k] for w, k in spans]),
-    )
+    for batch in batches(cut.windows, settings.batch_tokens):
+        place_N, found = cut.read(reader, batch, settings.blocks)
+        for block, x_ND in found.items():
+            rows.setdefault(block, torch.empty(int(cut.start_W[-1]), x_ND.shape[1]))[place_N] = x_ND
+    return ShardRows(rows, **cut.columns)
 
 
 def stream(model: Model, texts: Iterable[Document], settings: HarvestConfig) -> Iterator[ShardRows]:
@@ -86,19 +101,57 @@ def stream(model: Model, texts: Iterable[Document], settings: HarvestConfig) -> 
         yield shard_rows(model, first, held, settings, special)
 
 
-def run_job(
-    folder: Path, plan: dict[str, Any], number: int, model: Model, config: RunConfig, advance: Callable[[int], None]
-) -> None:
-    """Write one shard. Its bytes depend on the plan alone."""
-    table = read_table(folder / f"documents-{number:05d}.parquet")
-    first = plan["shards"][number]["first_document"]
-    found = shard_rows(model, first, table["token_ids"].to_pylist(), config.harvest, plan["special_ids"], advance)
-    centres = {
-        block: torch.from_numpy(np.array(mapped(folder / "centre.safetensors")[f"block{block}.centre"]))
-        for block in plan["blocks"]
-    }
-    columns = {"document": found.document, "position": found.position, "token": found.token}
-    write_shard(folder, number, found.rows, centres, columns, plan["store"])
+class Job(NamedTuple):
+    """A batch of a shard."""
+
+    number: int
+    """of the shard"""
+    cut: Cut
+    kept: dict[int, Kept]
+    batch: list[int]
+    last: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the batch."""
+        return sum(len(self.cut.windows[i].tokens) for i in self.batch)
+
+
+def _jobs(folder: Path, plan: dict[str, Any], todo: Sequence[int], pads: bool) -> Iterator[Job]:
+    """The batches of the shards that are to be made, in order."""
+    for number in todo:
+        ids = read_table(folder / f"documents-{number:05d}.parquet")["token_ids"].to_pylist()
+        cut = cut_up(plan["shards"][number]["first_document"], ids, plan["context"], plan["special_ids"])
+        kept = {block: room_for(int(cut.start_W[-1]), plan["d_in"], plan["store"]) for block in plan["blocks"]}
+        some = list(batches(cut.windows, plan["batch_tokens"], pads))
+        for n, batch in enumerate(some, start=1):
+            yield Job(number, cut, kept, batch, n == len(some))
+
+
+def _run_jobs(folder: Path, plan: dict[str, Any], todo: list[int], reader: Reader) -> None:
+    """Make shards. Their bytes depend on the plan alone."""
+    centres = mapped(folder / "centre.safetensors")
+    centre = {block: torch.from_numpy(np.array(centres[f"block{block}.centre"])) for block in plan["blocks"]}
+    share = plan["tokens"] / max(1, plan["rows"])
+    done = plan["tokens"] - round(share * sum(plan["shards"][n]["rows"] for n in todo))
+
+    def read(job: Job) -> Job:
+        place_N, found = job.cut.read(reader, job.batch, plan["blocks"])
+        for block, x_ND in found.items():
+            keep(job.kept[block], place_N, x_ND, centre[block])
+        return job
+
+    writing: Future[None] | None = None
+    title = f"harvest {folder.name} ({reader.path})"
+    with ThreadPoolExecutor(1) as writer, Progress(title, plan["tokens"], "tok", done) as bar:
+        for job in reader.each(read, _jobs(folder, plan, todo, reader.pads)):
+            bar.advance(job.tokens)
+            if job.last:
+                if writing:
+                    writing.result()  # one shard waits for the disk, no more
+                writing = writer.submit(write_shard, folder, job.number, job.kept, job.cut.columns)
+        if writing:
+            writing.result()
 
 
 def _texts(config: RunConfig, source: str, model: Model) -> Iterator[Document]:
@@ -136,27 +189,22 @@ def harvest(config: RunConfig, run: Path) -> Path:
     torch.set_num_threads(known["threads"] if known else config.harvest.threads or torch.get_num_threads())
     dtype = getattr(torch, known["dtype"]) if known else compute_dtype(config.model)
     model = load_model(config.model, dtype)
-    for source in plans:
-        if plans[source] is None:
-            wanted = config.text.wanted(dtype == torch.float32) if source == "text" else None
-            texts = _texts(config, source, model)
-            like = None if source == "text" else folder / "text"
-            plan = make_plan(config, folder / source, model, texts, wanted, describe_texts(config, source), like)
-            plans[source], todo[source] = plan, list(range(len(plan["shards"])))
-            if wanted and plan["tokens"] < wanted:
-                say(
-                    f"The text sources hold {plan['tokens']:,} tokens, fewer than the {wanted:,} asked for: all are used."
-                )
-    write_lens(run, model)
-    for source, made in plans.items():
-        assert made is not None
-        _run_jobs(folder / source, made, todo[source], model, config)
+    reading = Reading(model.model, config.harvest, known["forward"]["path"] if known else None)
+    with closing(reading):
+        for source in plans:
+            if plans[source] is None:
+                wanted = config.text.wanted(dtype == torch.float32) if source == "text" else None
+                texts, what = _texts(config, source, model), describe_texts(config, source)
+                like = None if source == "text" else folder / "text"
+                plan = make_plan(config, folder / source, model, texts, wanted, what, reading.of, like)
+                plans[source], todo[source] = plan, list(range(len(plan["shards"])))
+                if wanted and plan["tokens"] < wanted:
+                    say(
+                        f"The text sources hold {plan['tokens']:,} tokens, fewer than the {wanted:,} asked for: "
+                        "all are used."
+                    )
+        write_lens(run, model)
+        for source, made in plans.items():
+            assert made is not None
+            _run_jobs(folder / source, made, todo[source], reading.of(made["tokens"]).reader)
     return folder
-
-
-def _run_jobs(folder: Path, plan: dict[str, Any], todo: list[int], model: Model, config: RunConfig) -> None:
-    share = plan["tokens"] / max(1, plan["rows"])
-    done = plan["tokens"] - round(share * sum(plan["shards"][n]["rows"] for n in todo))
-    with Progress(f"harvest {folder.name}", plan["tokens"], "tok", done) as bar:
-        for number in todo:
-            run_job(folder, plan, number, model, config, bar.advance)

@@ -1,6 +1,6 @@
 """The plan of a harvest, stored before the first row: what to read, in which shards, with which numerics.
 
-A plan fixes everything that could change a byte: token ids of every document, shards, data type, threads, centre. Its
+A plan fixes everything that could change a byte: token ids of every document, shards, data type, forward pass, centre. Its
 shards are independent jobs; who runs them, and in which order, does not matter. D: residual width.
 """
 
@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,15 @@ import torch
 from safetensors.torch import save_file
 
 from sae_emotions.artefact import read_json, versions, write_json, written, written_folder
-from sae_emotions.config import HarvestConfig, RunConfig
+from sae_emotions.config import RunConfig
 from sae_emotions.errors import UserError
-from sae_emotions.harvest.batching import kept, padded, windows
-from sae_emotions.harvest.forward import read_blocks
+from sae_emotions.harvest.batching import Window, has_row, windows
+from sae_emotions.harvest.parity import TOKENS, opening, parity
+from sae_emotions.harvest.readers import Choice, Reader
 from sae_emotions.schema import write_table
 from sae_emotions.sources.models import Model
 from sae_emotions.sources.text import Document
+from sae_emotions.threads import prepared
 
 
 class Tokenised(NamedTuple):
@@ -89,51 +91,14 @@ def special_ids(tokenizer: Any) -> list[int]:
     return sorted(added | set(tokenizer.all_special_ids))
 
 
-def centre_of(model: Model, sample: Sequence[Tokenised], config: RunConfig) -> dict[str, Any]:
-    """Mean residual of the sample's rows per block, and how far the compute type strays from float32 there.
-
-    Returns `centres` (block -> D, float32) and `parity` (block -> mean cosine and relative error against float32).
-    """
-    settings, special = config.harvest, np.array(special_ids(model.tokenizer))
-    cut = windows(0, [document.ids for document in sample], settings.context)
-    device = next(model.model.parameters()).device
-    dtype = next(model.model.parameters()).dtype
-    held: dict[int, list[torch.Tensor]] = {block: [] for block in settings.blocks}
-    exact: dict[int, list[torch.Tensor]] = {block: [] for block in settings.blocks}
-    for half, into in ((dtype, held), (torch.float32, exact)):
-        if half == dtype and into is exact:
-            break
-        model.model.to(half)
-        for window in cut:
-            ids_BS, mask_BS = padded([window], 0)
-            keep_BS = torch.from_numpy(kept(ids_BS, mask_BS, special))
-            found = read_blocks(model.model, torch.from_numpy(ids_BS).to(device), settings.blocks)
-            for block in settings.blocks:
-                into[block].append(found[block].float().cpu()[keep_BS])
-    model.model.to(dtype)
-    rows = {block: torch.cat(parts) for block, parts in held.items()}
-    parity = {}
-    for block, x_ND in rows.items():
-        if dtype == torch.float32:
-            parity[str(block)] = {"cosine": 1.0, "relative_error": 0.0}
-            continue
-        y_ND = torch.cat(exact[block])
-        parity[str(block)] = {
-            "cosine": float(torch.cosine_similarity(x_ND, y_ND).mean()),
-            "relative_error": float((x_ND - y_ND).norm() / y_ND.norm()),
-        }
-    return {"centres": {block: x_ND.double().mean(0).float() for block, x_ND in rows.items()}, "parity": parity}
-
-
-def _opening(sample: Sequence[Tokenised], settings: HarvestConfig) -> list[Tokenised]:
-    """The first windows of the sample, until there are `centre_tokens`."""
-    held, short = 0, []
-    for one in sample:
-        short.append(one._replace(ids=one.ids[: settings.context]))
-        held += len(short[-1].ids)
-        if held >= settings.centre_tokens:
-            break
-    return short
+def centre_of(reader: Reader, cut: Sequence[Window], special: Sequence[int], blocks: Sequence[int]) -> dict[int, Any]:
+    """Mean residual of the windows' rows: block -> D, float32. The windows are read one by one, whatever the batches."""
+    held: dict[int, list[torch.Tensor]] = {block: [] for block in blocks}
+    for window, found in zip(cut, reader.each(lambda window: reader.read([window], blocks), cut), strict=True):
+        keep_N = torch.from_numpy(has_row([window], special))
+        for block in blocks:
+            held[block].append(found[block][keep_N])
+    return {block: torch.cat(parts).double().mean(0).float() for block, parts in held.items()}
 
 
 def make_plan(
@@ -143,12 +108,14 @@ def make_plan(
     texts: Iterable[Document],
     tokens: int | None,
     what: dict[str, Any],
+    reader_of: Callable[[int], Choice],
     like: Path | None = None,
 ) -> dict[str, Any]:
     """Tokenise, cut into shards, sample the centre, and store it all in `folder`; returns the plan.
 
-    The centre is that of the harvest in `like`, if given: rows that one dictionary reads are stored around one point.
-    Raises `UserError` where the texts hold no document of at least two tokens.
+    `reader_of` gives the reader of so many tokens. Centre and parity are those of the harvest in `like`, if given: rows
+    that one dictionary reads are stored around one point. Raises `UserError` where the texts hold no document of at
+    least two tokens.
     """
     settings = config.harvest
     special = special_ids(model.tokenizer)
@@ -157,10 +124,11 @@ def make_plan(
     wanted = max(8, settings.centre_tokens // 64)
     shards, document, total = [], 0, 0
     with written_folder(folder) as beside:
-        for number, shard in enumerate(_sharded(tokenised(texts, model.tokenizer), tokens, settings.shard_tokens)):
+        coming = _sharded(tokenised(texts, model.tokenizer), tokens, settings.shard_tokens)
+        for number, shard in enumerate(prepared(coming)):
             ids = [one.ids for one in shard]
             cut = windows(document, ids, settings.context)
-            rows = sum(int((~np.isin(window.tokens[1:], special)).sum()) for window in cut)
+            rows = int(has_row(cut, special).sum()) if cut else 0
             write_table(
                 beside / f"documents-{number:05d}.parquet",
                 "documents",
@@ -183,14 +151,18 @@ def make_plan(
         if not shards:
             raise UserError("The texts hold no document of at least two tokens; check the sources and the text column.")
         if like is None:
-            centre = centre_of(model, _opening(sample, settings), config)
+            choice = reader_of(total)
+            forward = {"path": choice.reader.path, "why": choice.why}
+            first = [Window(n, 0, np.array(one.ids[: settings.context])) for n, one in enumerate(sample)]
+            centres = centre_of(choice.reader, opening(first, settings.centre_tokens), special, settings.blocks)
             with written(beside / "centre.safetensors") as path:
-                save_file({f"block{block}.centre": mean_D for block, mean_D in centre["centres"].items()}, path)
-            width, parity = int(next(iter(centre["centres"].values())).numel()), centre["parity"]
+                save_file({f"block{block}.centre": mean_D for block, mean_D in centres.items()}, path)
+            width, few = len(next(iter(centres.values()))), opening(first, TOKENS)
+            close = parity(model.model, choice.reader, few, torch.from_numpy(has_row(few, special)), settings.blocks)
         else:
             shutil.copyfile(like / "centre.safetensors", beside / "centre.safetensors")
             other = read_json(like / "plan.json")
-            width, parity = other["d_in"], other["parity_with_float32"]
+            width, close, forward = other["d_in"], other["parity_with_float32"], other["forward"]
         plan = {
             "identity": identity(config, what),
             "texts": what,
@@ -210,7 +182,8 @@ def make_plan(
             "tokens": total,
             "documents": document,
             "rows": sum(shard["rows"] for shard in shards),
-            "parity_with_float32": parity,
+            "forward": forward,
+            "parity_with_float32": close,
             "shards": shards,
             "versions": versions(),
         }

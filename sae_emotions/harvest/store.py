@@ -4,6 +4,7 @@ Shapes: N rows of the shard, D residual width.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,26 +25,44 @@ def quantised(x_ND: torch.Tensor, centre_D: torch.Tensor) -> tuple[torch.Tensor,
     return (off_ND / scale_N[:, None]).round().to(torch.int8), scale_N
 
 
-def write_shard(
-    folder: Path,
-    number: int,
-    rows: dict[int, torch.Tensor],
-    centres: dict[int, torch.Tensor],
-    columns: dict[str, np.ndarray],
-    store: str,
-) -> None:
-    """Write shard `number`: `rows` is block -> x_ND float32, `columns` has document, position and token of each row.
+class Kept(NamedTuple):
+    """Rows of one block of a shard as they are stored; filled in batch by batch."""
+
+    rows_ND: torch.Tensor
+    scale_N: torch.Tensor | None
+    """for int8 alone"""
+    norm_N: torch.Tensor
+    """norms of the rows as they were read"""
+
+
+def room_for(rows: int, width: int, store: str) -> Kept:
+    """Room for the rows of a shard, in `store` (int8 or bfloat16)."""
+    dtype = torch.int8 if store == "int8" else torch.bfloat16
+    scale_N = torch.empty(rows) if store == "int8" else None
+    return Kept(torch.empty(rows, width, dtype=dtype), scale_N, torch.empty(rows))
+
+
+def keep(kept: Kept, place_N: torch.Tensor, x_ND: torch.Tensor, centre_D: torch.Tensor) -> None:
+    """Put rows into their places."""
+    kept.norm_N[place_N] = x_ND.norm(dim=1)
+    if kept.scale_N is None:
+        kept.rows_ND[place_N] = x_ND.bfloat16()
+    else:
+        kept.rows_ND[place_N], kept.scale_N[place_N] = quantised(x_ND, centre_D)
+
+
+def write_shard(folder: Path, number: int, kept: dict[int, Kept], columns: dict[str, np.ndarray]) -> None:
+    """Write shard `number`: `kept` is block -> its rows, `columns` has document, position and token of each row.
 
     The .json with the sha256 is written last: a shard without it does not count as done.
     """
     tensors = {name: torch.from_numpy(column.astype(np.int32)) for name, column in columns.items()}
     norms = {}
-    for block, x_ND in rows.items():
-        norms[str(block)] = float(x_ND.norm(dim=1).double().mean()) if len(x_ND) else 0.0
-        if store == "int8":
-            tensors[f"block{block}.rows"], tensors[f"block{block}.scale"] = quantised(x_ND, centres[block])
-        else:
-            tensors[f"block{block}.rows"] = x_ND.bfloat16()
+    for block, (rows_ND, scale_N, norm_N) in kept.items():
+        norms[str(block)] = float(norm_N.double().mean()) if len(norm_N) else 0.0
+        tensors[f"block{block}.rows"] = rows_ND
+        if scale_N is not None:
+            tensors[f"block{block}.scale"] = scale_N
     path = folder / f"{shard_name(number)}.safetensors"
     with written(path) as beside:
         save_file(tensors, beside)

@@ -11,7 +11,7 @@ from sae_emotions.sparse import kernels, updates
 from sae_emotions.sparse.screen import Kind, fastest
 from sae_emotions.sparse.search import Best, Candidates, Memory, Products, search
 from sae_emotions.sparse.shapes import Active, AdamRate, Errors, Weights
-from sae_emotions.sparse.threads import Threads
+from sae_emotions.threads import Threads
 
 PLACES = 64
 """Places for candidates beyond those that are asked for; a row that needs more is unsure."""

@@ -9,7 +9,8 @@ B rows, D residual width, M latents, C candidates a row, P active pairs of row a
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sae_emotions.compiling import compiled
 
 from sae_emotions.sparse.vector import prefetch
 
@@ -19,8 +20,6 @@ HALVINGS, FEW, AHEAD, POSITIVE, LOWEST = 24, 2, 8, np.int32(0x7FFFFFFF), np.floa
 INFINITE, LINE = np.float32(np.inf), 64
 ROUNDED = np.float32(2**-8)
 """bfloat16's relative error, twice its worst."""
-
-compiled = njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc", "contract", "arcp"})
 
 
 @compiled

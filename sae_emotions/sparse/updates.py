@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sae_emotions.sparse.kernels import ONE, ZERO, Array, compiled
+from sae_emotions.compiling import compiled
+from sae_emotions.sparse.kernels import ONE, ZERO, Array
 
 
 @compiled

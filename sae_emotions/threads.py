@@ -1,16 +1,32 @@
 """Threads that each do their own share of rows, products included, so that what one core wrote it also reads."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def _alone() -> None:
     torch.set_num_threads(1)
     np.seterr(over="ignore", invalid="ignore")  # whoever asked for the work looks at what comes out
+
+
+def prepared(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each of which is made by a thread of its own while the one before it is used."""
+    end, made = object(), iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, made, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, made, end)
+            yield cast(Item, item)
 
 
 class Threads:
@@ -33,6 +49,16 @@ class Threads:
         """`work` on the parts between `cuts`."""
         list(self._pool.map(work, map(slice, cuts, cuts[1:])))
 
+    def each(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """`work` on every job, each on one thread; results in order. Few jobs are taken ahead, so they may be many."""
+        ahead: deque[Future[Result]] = deque()
+        for job in jobs:
+            ahead.append(self._pool.submit(work, job))
+            if len(ahead) > 2 * self.count:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
     def close(self) -> None:
-        """Let the threads end."""
-        self._pool.shutdown()
+        """Let the threads end; what has not begun is not begun any more."""
+        self._pool.shutdown(cancel_futures=True)
