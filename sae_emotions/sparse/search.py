@@ -25,7 +25,7 @@ from sae_emotions.sparse.screen import (
     slack,
 )
 from sae_emotions.sparse.shapes import Weights
-from sae_emotions.sparse.threads import Threads
+from sae_emotions.threads import Threads
 from sae_emotions.sparse.vector import LANES, PANEL
 
 GROUPS = 32
