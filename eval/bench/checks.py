@@ -43,3 +43,13 @@ def of_family(table: dict[str, Any]) -> list[dict[str, Any]]:
         for name, limit in FAMILY.items()
         if name in took and "topk" in took
     ]
+
+
+def faster_than_ours(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for every library that beats our first row; `bounds` are the machine's, and not a library's."""
+    others = [row for row in rows if not row["name"].startswith(("ours", "bounds"))]
+    return [
+        f"  {row['name']} is faster than ours here, {1 / row['ours_is_faster_by']:.2f} times."
+        for row in others
+        if row.get("ours_is_faster_by", 1.0) < 1
+    ]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.bench.train import faster_than_ours
+from eval.bench.checks import faster_than_ours
 from eval.bench.turns import Candidate, Worker, in_turns, summary
 from sae_emotions.artefact import read_json, write_json
 from sae_emotions.config import RunConfig, load_config
@@ -228,8 +228,7 @@ def rendered(table: dict[str, Any]) -> str:
         lines.append(
             f"  {row['name']:<30} {row['tokens_per_second']:8,.0f} tokens/s {row['type']:<8} {ratio}  {share}  {error}"
         )
-    for row in faster_than_ours(table["candidates"]):
-        lines.append(f"  {row['name']} is faster than ours here: {1 / row['ours_is_faster_by']:.2f}x.")
+    lines += faster_than_ours(table["candidates"])
     lines += [f"  {one['name']}: not run; {one['reason']}" for one in table["skipped"]]
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from eval.bench.checks import of_family, sentence
+from eval.bench.checks import faster_than_ours, of_family, sentence
 from eval.bench.limits import products
 from eval.bench.turns import Candidate, Worker, in_turns, summary
 from sae_emotions.errors import UserError
@@ -137,12 +137,6 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     return {"limits_gops": products(), "tables": tables, "checks": checks}
 
 
-def faster_than_ours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The libraries' rows that beat our first one; `bounds` are the machine's, and not a library's."""
-    others = [row for row in rows if not row["name"].startswith(("ours", "bounds"))]
-    return [row for row in others if row.get("ours_is_faster_by", 1.0) < 1]
-
-
 def rendered(table: dict[str, Any]) -> str:
     """A table as lines for a person."""
     lines = [f"{table['kind']}, d_sae {table['d_sae']:,}, k {table['k']}, {table['batch']:,} rows a step"]
@@ -153,8 +147,7 @@ def rendered(table: dict[str, Any]) -> str:
             f"  {row['name']:<32} {row['vectors_per_second']:10,.0f} vectors/s  {row['step_ms']:8.1f} ms "
             f"({low:.1f} to {high:.1f})  {ratio}"
         )
-    for row in faster_than_ours(table["candidates"]):
-        lines.append(f"  {row['name']} is faster than ours here: {1 / row['ours_is_faster_by']:.2f}x.")
+    lines += faster_than_ours(table["candidates"])
     for name, found in table["quality"].items():
         lines.append(f"  {name:<32} " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""This package's harvest: `default` is a whole shard, from stored token ids to rows on disk; `forward` keeps the rows in memory."""
+"""This package's harvest: `default` is a whole shard, from token ids to rows on disk; `forward` keeps the rows in memory."""
 
 from pathlib import Path
 

@@ -2,6 +2,7 @@
 bfloat16 to the last logit, which is what a hook alone gives; `compiled` is bfloat16 under torch.compile, cut after the block.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,8 @@ def main() -> None:
             raise _Read
 
     def read(ids_WS: torch.Tensor, mask_WS: torch.Tensor) -> torch.Tensor:
-        try:
+        with suppress(_Read):
             model(input_ids=ids_WS, attention_mask=mask_WS, use_cache=False)
-        except _Read:
-            pass
         return found["x_WSD"]
 
     if given.variant == "compiled":
