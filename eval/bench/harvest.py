@@ -161,7 +161,10 @@ def _started(
             ready.append((worker, worker.ready()))
             worker.steps(1)  # some libraries fail only when they are used
         except RuntimeError as error:
+            worker.stop()
             if worker.candidate.library == "ours":
+                for other in workers:
+                    other.stop()
                 raise
             say(str(error))
             ready = [one for one in ready if one[0] is not worker]

@@ -105,6 +105,8 @@ def harvest_points(options: dict[str, Any]) -> list[dict[str, Any]]:
 def latent_points(options: dict[str, Any]) -> list[dict[str, Any]]:
     """Milliseconds of a step for each number of latents, ours beside SAELens, which is left out where it would not fit."""
     points: list[dict[str, Any]] = []
+    if not options["d_sae"]:
+        return points
     width = read_json(options["run"] / "activations" / "text" / "plan.json")["d_in"]
     with tempfile.TemporaryDirectory() as name:
         rows = write_rows(options["run"], None, Path(name))

@@ -35,7 +35,7 @@ class Worker:
         self.candidate = candidate
         self._log = folder / f"{what}-{candidate.library}-{candidate.variant}.log"
         with self._log.open("a", encoding="utf-8") as errors:
-            self._process = subprocess.Popen(
+            self._process: Any = subprocess.Popen(
                 [
                     interpreter(candidate.library),
                     str(script(candidate.library, what)),
@@ -62,20 +62,24 @@ class Worker:
         return self._asked({"quality": True})
 
     def stop(self) -> None:
-        """End the process."""
-        with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
+        """End the process, one that has ended by itself too."""
+        if self._process.stdin.closed:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.communicate("\n", timeout=60)
         self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self._process.wait()
 
     def _asked(self, order: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a process that ended says why in its log
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
         return self._heard()
 
     def _heard(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         while line and not line.startswith("{"):  # what a library prints while it is imported
             line = self._process.stdout.readline()
