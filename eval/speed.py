@@ -9,7 +9,7 @@ from sae_emotions.artefact import read_json
 FOLDER = Path(__file__).parent / "results"
 KINDS = {"topk": "TopK", "batchtopk": "BatchTopK", "matryoshka": "Matryoshka"}
 COMMANDS = {
-    "train": "--run runs/demo --kinds topk batchtopk matryoshka auxk family --vectors 100000",
+    "train": "--run runs/demo --kinds topk batchtopk matryoshka auxk family --vectors 40000",
     "harvest": "",
     "encode": "--run runs/demo",
     "scaling": "--run runs/demo",
@@ -41,22 +41,22 @@ def machine(found: dict[str, Any]) -> str:
     return f"{used} with {names[0] if names else 'no wide vector unit'}"
 
 
-def name_of(row: dict[str, Any]) -> str:
-    """A candidate's name for a reader."""
-    names = {
-        "ours": "**ours**",
-        "ours (forward)": "ours, rows kept in memory",
-        "bounds (lb2)": "*products of a sparse step without a screen, alone*",
-        "bounds (bf16)": "*the model's products alone, bfloat16*",
-        "bounds (fp32)": "*the model's products alone, float32*",
-        "transformers (plain)": "transformers, hook, to the last logit",
-        "transformers (bf16)": "transformers, stopped at the block",
-        "transformers (fp32)": "transformers, stopped at the block",
-        "transformers (compiled)": "transformers, cut and compiled",
-        "saelens (best)": "SAELens' store, best settings",
-    }
-    other = row["name"].replace("saelens", "SAELens").replace("_learning (bf16)", "_learning")
-    return names.get(row["name"], other)
+NAMES = {
+    "ours": "**ours**",
+    "ours (forward)": "ours, rows kept in memory",
+    "saelens": "SAELens",
+    "saelens (autocast)": "SAELens (autocast)",
+    "saelens (sparse)": "SAELens (sparse)",
+    "bounds (lb2)": "*a sparse step's products without a screen, alone*",
+    "bounds (bf16)": "*the model's products alone*",
+    "bounds (fp32)": "*the model's products alone*",
+    "transformers (plain)": "transformers, a hook, to the last logit",
+    "transformers (bf16)": "transformers, stopped at the block",
+    "transformers (fp32)": "transformers, stopped at the block",
+    "transformers (compiled)": "transformers, cut at the block and compiled",
+    "dictionary_learning (bf16)": "dictionary_learning",
+}
+"""a candidate's name for a reader, where it is another than its own"""
 
 
 def ratio(row: dict[str, Any]) -> str:
@@ -85,11 +85,32 @@ def train(speed: dict[str, Any]) -> str:
         for name in dict.fromkeys(name for rows in here.values() for name in rows):
             cells = [here.get(width, {}).get(name) for width in widths]
             text = " | ".join(f"{row['vectors_per_second']:,.0f} | {ratio(row)}" if row else " | " for row in cells)
-            lines.append(f"| {title}: {name_of({'name': name})} | {text} |")
+            lines.append(f"| {title}: {NAMES.get(name, name)} | {text} |")
     one = tables[0]
     settings = f"{one['batch']:,} rows a step, k {one['k']}, on {machine(found)}"
     allocator = "; glibc told to keep what is freed, for all alike" if found["allocator_tuned"] else ""
-    return "\n".join([*lines, "", f"Medians of steps taken in turns: {settings}{allocator}.", "", *_checks(found), ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Medians of steps taken in turns: {settings}{allocator}.",
+            "",
+            *_quality(tables),
+            *_checks(found),
+            "",
+        ]
+    )
+
+
+def _quality(tables: list[dict[str, Any]]) -> list[str]:
+    """Unexplained variance after the same number of rows, where it was measured."""
+    lines = []
+    for table in tables:
+        found = [f"{NAMES.get(name, name).strip('*')} {one['fvu']:.4f}" for name, one in table["quality"].items()]
+        if found:
+            what = f"{KINDS[table['kind']]}, {table['d_sae']:,} latents"
+            lines.append(f"* {what}, variance unexplained after {table['quality_after']:,} rows: {', '.join(found)}")
+    return lines
 
 
 def harvest(speed: dict[str, Any]) -> str:
@@ -99,11 +120,14 @@ def harvest(speed: dict[str, Any]) -> str:
         "| tokens harvested a second | type | | ours is faster by | share of its products | relative error |",
         "|---|---|---|---|---|---|",
     ]
+    names = NAMES | {"saelens": "SAELens' store, its defaults", "saelens (best)": "SAELens' store, faster settings"}
     for row in found["candidates"]:
         share = f"{row['share_of_products']:.0%}" if "share_of_products" in row else ""
         error = f"{row['relative_error']:.4f}" if "relative_error" in row else ""
         rate = f"{row['tokens_per_second']:,.0f}"
-        lines.append(f"| {name_of(row)} | {row['type']} | {rate} | {ratio(row)} | {share} | {error} |")
+        lines.append(
+            f"| {names.get(row['name'], row['name'])} | {row['type']} | {rate} | {ratio(row)} | {share} | {error} |"
+        )
     lines += [f"| {one['name']} | | not run: {one['reason']} | | | |" for one in found["skipped"]]
     return "\n".join(
         [
@@ -184,7 +208,7 @@ def _latents(found: dict[str, Any]) -> list[str]:
         for point in found["latents"]:
             row = next((row for row in point["candidates"] if row["name"] == name), None)
             cells.append(f"{row['step_ms']:,.0f}" if row else "does not fit into memory")
-        lines.append(f"| {name_of({'name': name})} | {' | '.join(cells)} |")
+        lines.append(f"| {NAMES.get(name, name)} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

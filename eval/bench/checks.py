@@ -36,10 +36,10 @@ FAMILY = {"batchtopk": 1.15, "matryoshka": 1.3, "auxk": 1.1}
 def of_family(table: dict[str, Any]) -> list[dict[str, Any]]:
     """A `family` table against `FAMILY`."""
     took = {row["name"].removeprefix("ours (").removesuffix(")"): row["step_ms"] for row in table["candidates"]}
-    names = {"batchtopk": "BatchTopK", "matryoshka": "Matryoshka", "auxk": "TopK with AuxK on 5 % of the latents"}
+    names = {"batchtopk": "BatchTopK", "matryoshka": "Matryoshka", "auxk": "TopK with 5 % of its latents dead (AuxK)"}
     where = f"d_sae {table['d_sae']:,}"
     return [
-        Check(f"{names[name]}'s step in times of TopK's, {where}", took[name] / took["topk"], limit).data()
+        Check(f"{names[name]}: a step in times of TopK's, {where}", took[name] / took["topk"], limit).data()
         for name, limit in FAMILY.items()
         if name in took and "topk" in took
     ]

@@ -31,7 +31,7 @@ SHARE, READS = 0.10, 1e6
 
 def store(rows: Rows, folder: Path, most: int) -> dict[str, float]:
     """Vectors a second of shuffled reads from memory-mapped shards that have been read before, and bytes a row on disk."""
-    count = min(most, len(rows)) // BATCH * BATCH
+    count = min(most, len(rows))
     for at in range(0, len(rows), BATCH):
         rows.slice(at, at + BATCH)
     order = np.random.default_rng(0).permutation(len(rows))[:count]
@@ -62,15 +62,15 @@ def forward(config: RunConfig, run: Path, tokens: int) -> dict[str, float]:
 
 def encoding(dictionary: Any, rows: Rows, most: int) -> dict[str, float]:
     """Rows a second from the store through the dictionary to its active latents."""
-    count = max(1, min(most, len(rows)) // BATCH) * BATCH
+    count = min(most, len(rows))
     dictionary.active(torch.from_numpy(rows.slice(0, BATCH)))  # the first rows compile it
     start = time.perf_counter()
     for at in range(0, count, BATCH):
-        dictionary.active(torch.from_numpy(rows.slice(at, at + BATCH)))
+        dictionary.active(torch.from_numpy(rows.slice(at, min(at + BATCH, count))))
     seconds = time.perf_counter() - start
     return {
-        "rows_per_second": min(count, len(rows)) / seconds,
-        "rows": min(count, len(rows)),
+        "rows_per_second": count / seconds,
+        "rows": count,
         "latents": dictionary.d_sae,
     }
 

@@ -10,7 +10,7 @@ from sae_emotions.report.picture import PALETTE, PAPER
 
 Axes = Any
 KINDS = {"topk": "TopK", "batchtopk": "BatchTopK", "matryoshka": "Matryoshka"}
-BAR, HEAD = 0.25, 0.85
+BAR, HEAD = 0.25, 0.6
 """inches: a bar, and what a panel has above and below its bars"""
 
 
@@ -39,8 +39,8 @@ def _train(figure: Any, found: dict[str, Any]) -> None:
     tables = [table for table in found["tables"] if table["kind"] in KINDS]
     kinds = [kind for kind in KINDS if any(table["kind"] == kind for table in tables)]
     widths = sorted({table["d_sae"] for table in tables})
-    heights = [HEAD + BAR * max(len(t["candidates"]) for t in tables if t["kind"] == kind) for kind in kinds]
-    figure.set_size_inches(1.2 + 4.4 * max(1, len(widths)), sum(heights))
+    heights = [BAR * max(len(table["candidates"]) for table in tables if table["kind"] == kind) for kind in kinds]
+    figure.set_size_inches(1.2 + 4.4 * max(1, len(widths)), sum(heights) + HEAD * len(kinds))
     axes = figure.subplots(len(kinds), len(widths), squeeze=False, height_ratios=heights)
     for row, kind in enumerate(kinds):
         for column, d_sae in enumerate(widths):
@@ -159,7 +159,7 @@ def _memory(axes: Axes, found: dict[str, Any]) -> None:
             label=name,
         )
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(one["own_bytes"] for _, _, _, points, _ in _series(found) for one in points) / 2**30)
     _finish(axes, "Peak memory of the process, GiB", "without mapped files")
 
 

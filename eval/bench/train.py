@@ -106,7 +106,8 @@ def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: di
     finally:
         for worker in workers:
             worker.stop()
-    return shape._asdict() | {"candidates": _table(seconds, shape.batch), "quality": quality}
+    found = {"candidates": _table(seconds, shape.batch), "quality": quality, "quality_after": options["vectors"]}
+    return shape._asdict() | found
 
 
 def _table(seconds: dict[Candidate, list[float]], batch: int) -> list[dict[str, Any]]:
