@@ -4,7 +4,7 @@ screen (encoder forward, one dense encoder gradient, sparse decode, all float32)
 
 import torch
 import torch.nn.functional as F
-from common import Settings, mean, obey, settings
+from common import Settings, batches, mean, obey, settings
 
 
 def lb2(task: Settings) -> None:
@@ -21,7 +21,7 @@ def lb2(task: Settings) -> None:
         F.embedding_bag(index_BK, W_MD, per_sample_weights=value_BK, mode="sum")
 
     with torch.inference_mode():
-        obey(task, step, dict)
+        obey(batches(task), task.device, step, dict)
 
 
 if __name__ == "__main__":
