@@ -17,8 +17,9 @@ from sae_emotions.artefact import read_json, write_json
 from sae_emotions.config import RunConfig
 from sae_emotions.dictionary.data import shuffled, training_rows
 from sae_emotions.dictionary.train import named, train
-from sae_emotions.harvest.harvest import describe_texts, run_job
+from sae_emotions.harvest.harvest import describe_texts, write_shards
 from sae_emotions.harvest.plan import make_plan
+from sae_emotions.harvest.readers import Reading
 from sae_emotions.machine import compute_dtype, tune_allocator
 from sae_emotions.run_folder import config_of
 from sae_emotions.sources.models import load_model
@@ -96,10 +97,11 @@ def harvested(task: dict[str, Any]) -> dict[str, Any]:
     model = load_model(config.model, compute_dtype(config.model))
     texts = documents(config.text, model.tokenizer, config.seed)
     start = time.perf_counter()
-    plan = make_plan(config, folder, model, texts, task["tokens"], describe_texts(config, "text"))
+    reading = Reading(model.model, config.harvest)
+    plan = make_plan(config, folder, model, texts, task["tokens"], describe_texts(config, "text"), reading.of)
     planned = time.perf_counter()
-    for number in range(len(plan["shards"])):
-        run_job(folder, plan, number, model, config, lambda tokens: None)
+    write_shards(folder, plan, list(range(len(plan["shards"]))), reading.of(plan["tokens"]).reader)
+    reading.close()
     return {
         "seconds": time.perf_counter() - start,
         "planning_seconds": planned - start,

@@ -8,8 +8,9 @@ from reading import Windows, serve, task
 
 from sae_emotions.artefact import write_json
 from sae_emotions.config import parse_config
-from sae_emotions.harvest.harvest import run_job, shard_rows
+from sae_emotions.harvest.harvest import shard_rows, write_shards
 from sae_emotions.harvest.plan import special_ids
+from sae_emotions.harvest.readers import Reading
 from sae_emotions.harvest.rows import open_rows
 from sae_emotions.machine import compute_dtype, tune_allocator
 from sae_emotions.schema import write_table
@@ -24,20 +25,25 @@ def main() -> None:
     dtype = compute_dtype(config.model)
     model = load_model(config.model, dtype)
     folder = Path(given.folder)
+    # As in a long harvest, where compiling pays.
+    reader = Reading(model.model, config.harvest).of(10**10).reader
     plan = {
-        "shards": [{"first_document": 0}],
+        "shards": [{"first_document": 0, "rows": 0}],
         "blocks": [given.block],
         "d_in": given.width,
         "special_ids": special_ids(model.tokenizer),
         "store": config.harvest.store,
+        "context": config.harvest.context,
+        "batch_tokens": config.harvest.batch_tokens,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
     def stored(some: Windows) -> None:
-        run_job(folder, plan, 0, model, config, lambda tokens: None)
+        held = sum(map(len, some))
+        write_shards(folder, plan | {"tokens": held, "rows": held}, [0], reader)
 
     def forward(some: Windows) -> torch.Tensor:
-        return shard_rows(model, 0, some, config.harvest, plan["special_ids"]).rows[given.block]
+        return shard_rows(model, 0, some, config.harvest, plan["special_ids"], reader).rows[given.block]
 
     def planned(some: Windows) -> None:
         texts = range(len(some))
