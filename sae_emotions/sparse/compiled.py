@@ -81,13 +81,13 @@ class Compiled:
         least = MARGIN * (self._guessed(x[:SOME], weights, norm_M, k) if guess is None else guess)
         while True:
             found = self._reaching(x, least, 8 * k, len(norm_M))
-            score = found.scores()
-            if least <= 0 or (score >= least).sum() >= wanted:
+            score = self._scores(found, least)
+            if least <= 0 or len(score) >= wanted:
                 break
             least = SHRINK * least if least > TINY else 0.0
         # Fewer positive scores than are wanted: all of them.
         limit = np.partition(score, len(score) - wanted)[len(score) - wanted] if len(score) > wanted else TINY
-        return self._kept_from(found, np.float32(max(limit, TINY)))
+        return self._kept_from(found, max(limit, TINY))
 
     def _guessed(self, x: np.ndarray, weights: Weights, norm_M: torch.Tensor, k: int) -> float:
         """About the smallest score of a batch, from some of its rows."""
@@ -116,15 +116,38 @@ class Compiled:
                 return found
             self._places = 2 * most
 
-    def _kept_from(self, found: Candidates, limit: np.float32) -> Active:
-        """The candidates that reach `limit`, by row and latent."""
-        there_BC = (found.score_BC >= limit) & (np.arange(found.score_BC.shape[1]) < found.count_B[:, None])
-        start_B1 = np.concatenate([[0], there_BC.sum(1).cumsum()])
-        index_P, value_P = np.zeros(start_B1[-1], np.int64), np.zeros(start_B1[-1], np.float32)
+    def _starts(self, found: Candidates, limit: float) -> np.ndarray:
+        """Where each row's candidates that reach `limit` go, one row after the other, and where the last ones end."""
+        start_B1 = np.zeros(len(found.count_B) + 1, np.int64)
+
+        def work(part: slice) -> None:
+            counts = start_B1[part.start + 1 : part.stop + 1]
+            kernels.count_above(found.score_BC[part], found.count_B[part], np.float32(limit), counts)
+
+        self.threads.over(len(found.count_B), work)
+        return start_B1.cumsum(out=start_B1)
+
+    def _scores(self, found: Candidates, limit: float) -> np.ndarray:
+        """The scores of all candidates that reach `limit`."""
+        start_B1 = self._starts(found, limit)
+        score_P = np.empty(start_B1[-1], np.float32)
 
         def work(part: slice) -> None:
             starts = start_B1[part.start : part.stop + 1]
-            kernels.keep_above(*(column[part] for column in found), limit, starts, index_P, value_P)
+            kernels.scores_above(found.score_BC[part], found.count_B[part], np.float32(limit), starts, score_P)
+
+        self.threads.over(len(found.count_B), work)
+        return score_P
+
+    def _kept_from(self, found: Candidates, limit: float) -> Active:
+        """The candidates that reach `limit`, by row and latent."""
+        start_B1 = self._starts(found, limit)
+        index_P, value_P = np.zeros(start_B1[-1], np.int64), np.zeros(start_B1[-1], np.float32)
+
+        def work(part: slice) -> None:
+            columns = tuple(column[part] for column in found)
+            starts = start_B1[part.start : part.stop + 1]
+            kernels.keep_above(*columns, np.float32(limit), starts, index_P, value_P)
 
         self.threads.over(len(found.count_B), work)
         return Active(torch.from_numpy(start_B1), torch.from_numpy(index_P), torch.from_numpy(value_P))

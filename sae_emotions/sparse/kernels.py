@@ -332,6 +332,27 @@ def reaching(
 
 
 @compiled
+def count_above(score_BC: Array, count_B: Array, limit: Any, out_B: Array) -> None:
+    """How many of each row's candidates reach `limit`."""
+    for b in range(count_B.size):
+        there = 0
+        for c in range(count_B[b]):
+            there += int(score_BC[b, c] >= limit)
+        out_B[b] = there
+
+
+@compiled
+def scores_above(score_BC: Array, count_B: Array, limit: Any, start_B: Array, score_P: Array) -> None:
+    """Their scores, from each row's place in `start_B` on."""
+    for b in range(count_B.size):
+        at = start_B[b]
+        for c in range(count_B[b]):
+            if score_BC[b, c] >= limit and at < start_B[b + 1]:
+                score_P[at] = score_BC[b, c]
+                at += 1
+
+
+@compiled
 def keep_above(
     cand_BC: Array,
     value_BC: Array,

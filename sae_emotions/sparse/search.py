@@ -70,10 +70,6 @@ class Candidates(NamedTuple):
     count_B: np.ndarray
     """how many there are; more than C where some were lost"""
 
-    def scores(self) -> np.ndarray:
-        """All candidates' scores, one after the other."""
-        return self.score_BC[np.arange(self.score_BC.shape[1]) < self.count_B[:, None]]
-
 
 class Search(Protocol):
     """One way to search. What it returns lies in memory that the next call uses again."""
