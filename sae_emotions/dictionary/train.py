@@ -104,9 +104,9 @@ def _trained(
     curve = load_checkpoint(kept, trainer, identity) or {name: [] for name in _CURVE}
     start = trainer.n_training_steps
     saved = time.monotonic()
-    batches = prefetched(shuffled(rows, config.seed, settings.batch, total, start))
+    batches = prefetched(shuffled([rows], config.seed, settings.batch, total, start))
     with Progress(f"train {settings.name}", total * settings.batch, "rows", start * settings.batch) as bar:
-        for x_BD in batches:
+        for (x_BD,) in batches:
             output = trainer.step(x_BD)
             trainer.n_training_steps += 1
             step = trainer.n_training_steps
