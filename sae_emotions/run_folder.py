@@ -48,7 +48,7 @@ def check(run: Path, config: RunConfig) -> None:
     """
     if (run / "run.json").is_file():
         held = read_run(run)
-        if held["config_hash"] != config_hash(config) and _holds_something(run, held):
+        if not _is_of(held, config) and _holds_something(run, held):
             raise UserError(
                 f"{run} holds a run of another config{_first_difference(held['config'], config.model_dump(mode='json'))}; "
                 "choose another --out, or delete that folder."
@@ -56,6 +56,16 @@ def check(run: Path, config: RunConfig) -> None:
         return
     if run.is_file() or (run.is_dir() and any(run.iterdir())):
         raise UserError(f"{run} exists and is no run folder; choose another --out.")
+
+
+def _is_of(held: dict[str, Any], config: RunConfig) -> bool:
+    """Whether a run was made with `config`: settings that came later stand at their default there."""
+    if held["config_hash"] == config_hash(config):
+        return True
+    try:
+        return parse_config(held["config"], "run.json") == config
+    except UserError:
+        return False
 
 
 def _holds_something(run: Path, held: dict[str, Any]) -> bool:
@@ -66,7 +76,7 @@ def _holds_something(run: Path, held: dict[str, Any]) -> bool:
 def create_or_check(run: Path, config: RunConfig) -> None:
     """Make a run folder for `config`, or check that the one there belongs to it (see `check`)."""
     check(run, config)
-    if (run / "run.json").is_file() and read_run(run)["config_hash"] == config_hash(config):
+    if (run / "run.json").is_file() and _is_of(read_run(run), config):
         return
     write_json(
         run / "run.json",

@@ -95,7 +95,8 @@ def _trained(
     scale = plan["d_in"] ** 0.5 / float(sample_ND.norm(dim=1).mean())
     metadata = {"model_name": plan["model"]["source"], "hook_name": f"block {settings.block} {plan['hook']}"}
     origin_D = torch.from_numpy(rows.stores[0].centre_D * np.float32(scale))
-    sae = saelens.training_sae(settings, plan["d_in"], metadata, config.seed, origin_D)
+    seed = config.seed if settings.seed is None else settings.seed
+    sae = saelens.training_sae(settings, plan["d_in"], metadata, seed, origin_D)
     sae.b_dec.data.copy_(sample_ND.mean(0) * scale)
     total = max(1, int(len(rows.train) * settings.epochs) // settings.batch)
     trainer = saelens.trainer(settings, sae, total * settings.batch, scale, str(device()))
