@@ -11,8 +11,9 @@ from sae_emotions.errors import UserError
 
 def stage_keys(config: RunConfig) -> list[str]:
     """Keys of all stages of a run, in order."""
-    per = [f"{stage}:{d.name}" for d in config.dictionaries for stage in ("train", "label", "ablate")]
-    return ["harvest", *per, "report"]
+    train = [f"train:{d.name}" for d in config.dictionaries]
+    per = [f"{stage}:{d.name}" for d in config.dictionaries for stage in ("label", "ablate")]
+    return ["harvest", *train, *per, "report"]
 
 
 def needs(key: str) -> list[str]:
@@ -103,21 +104,19 @@ def is_done(run: Path, key: str) -> bool:
     return read_run(run)["stages"].get(key, {}).get("state") == "done"
 
 
-def mark_done(run: Path, key: str, seconds: float, **facts: Any) -> None:
-    """Record a finished stage; whatever was made from its earlier result no longer counts as done."""
+def mark_done(run: Path, key: str, **facts: Any) -> float:
+    """Record a finished stage; whatever was made from its earlier result no longer counts as done. Returns its seconds."""
     held = read_run(run)
     stages = held["stages"]
-    earlier = stages.get(key, {})
-    before = earlier["seconds"] if earlier.get("state") == "begun" else 0.0
-    stale = _later(key, list(stages))
-    for other in stale:
+    for other in _later(key, list(stages)):
         del stages[other]
-    stages[key] = {"state": "done", "seconds": round(before + seconds, 1)}
+    stages[key]["state"] = "done"
     write_json(run / "run.json", held | facts)
+    return float(stages[key]["seconds"])
 
 
 def mark_begun(run: Path, key: str, seconds: float) -> None:
-    """Record that a stage was interrupted after `seconds` more."""
+    """Record that a stage is in work, and has taken `seconds` more."""
     held = read_run(run)
     earlier = held["stages"].get(key, {})
     spent = earlier["seconds"] if earlier.get("state") == "begun" else 0.0

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from sae_emotions.artefact import read_json
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import RunConfig, parse_config
-from sae_emotions.dictionary import train as stage
+from sae_emotions.dictionary import member as stage
 from sae_emotions.dictionary.data import order, prefetched, shuffled, training_rows
 from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.dictionary.train import named, splice_quality, train

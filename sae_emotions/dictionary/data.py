@@ -5,7 +5,7 @@ Shapes: B rows of a batch, D residual width. Row numbers run through the general
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -91,7 +91,7 @@ def shuffled(
         yield [torch.from_numpy(rows.read(rows.train[found])) for rows in blocks]
 
 
-def prefetched(source: Iterator[T], ahead: int = 4) -> Iterator[T]:
+def prefetched(source: Iterator[T], ahead: int = 4) -> Generator[T, None, None]:
     """Read `source` in a thread, at most `ahead` items before they are needed; its errors are raised here."""
     ready: queue.Queue[T | BaseException | None] = queue.Queue(ahead)
     closed = threading.Event()
