@@ -15,6 +15,7 @@ from eval.bench.limits import products
 from eval.bench.turns import Candidate, Worker, in_turns
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import open_rows
+from sae_emotions.machine import device
 from sae_emotions.progress import say
 from sae_emotions.run_folder import config_of
 
@@ -77,7 +78,7 @@ def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: di
         "steps": max(100, options["vectors"] // shape.batch),
         "lr": 4e-4,
         "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": device().type,
         **shape._asdict(),
     }
     chosen = [one for one in CANDIDATES[shape.kind] if one.library in names]
@@ -123,7 +124,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
                 shape = Shape(kind, d_sae, options["k"], options["batch"])
                 tables.append(compare(shape, options["peers"], rows, options))
                 say(rendered(tables[-1]))
-    return {"limits_gops": products(), "tables": tables}
+    return {"limits_gops": products(device().type), "tables": tables}
 
 
 def rendered(table: dict[str, Any]) -> str:
