@@ -17,6 +17,7 @@ HEAVY = (
     "transformers",
     "datasets",
     "numba",
+    "triton",
     "sklearn",
     "scipy",
     "pandas",
@@ -65,6 +66,7 @@ ONE_ADAPTER = {
     "datasets": "sources",
     "gguf": "sources",
     "numba": "base",
+    "triton": "sparse",
     "fastapi": "serve",
 }
 

@@ -16,6 +16,7 @@ from eval.bench.limits import products
 from eval.bench.turns import Candidate, Worker, in_turns, summary
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import open_rows
+from sae_emotions.machine import device
 from sae_emotions.progress import say
 from sae_emotions.run_folder import config_of
 
@@ -83,7 +84,7 @@ def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: di
         "steps": max(100, options["vectors"] // shape.batch),
         "lr": 4e-4,
         "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": device().type,
         **shape._asdict(),
     }
     if shape.kind in ("auxk", "family"):
@@ -135,7 +136,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     checks = [check for table in tables if table["kind"] == "family" for check in of_family(table)]
     for check in checks:
         say(sentence(check))
-    return {"limits_gops": products(), "tables": tables, "checks": checks}
+    return {"limits_gops": products(device().type), "tables": tables, "checks": checks}
 
 
 def rendered(table: dict[str, Any]) -> str:

@@ -10,10 +10,11 @@ from common import Settings, batches, mean, obey, settings
 def lb2(task: Settings) -> None:
     """Serve the bound as if it were a step."""
     width = len(mean(task))
-    W_MD, b_M = torch.randn(task.d_sae, width) / width**0.5, torch.zeros(task.d_sae)
-    grad_BM = torch.zeros(task.batch, task.d_sae)
-    index_BK = torch.randint(0, task.d_sae, (task.batch, task.k))
-    value_BK = torch.rand(task.batch, task.k)
+    with torch.device(task.device):
+        W_MD, b_M = torch.randn(task.d_sae, width) / width**0.5, torch.zeros(task.d_sae)
+        grad_BM = torch.zeros(task.batch, task.d_sae)
+        index_BK = torch.randint(0, task.d_sae, (task.batch, task.k))
+        value_BK = torch.rand(task.batch, task.k)
 
     def step(x_BD: torch.Tensor) -> None:
         F.linear(x_BD, W_MD, b_M)
