@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import sae_emotions
+from sae_emotions import vector
 from sae_emotions.artefact import read_json
 from sae_emotions.cli import main
 from sae_emotions.concepts.concept_set import load_concepts
@@ -24,7 +25,6 @@ from sae_emotions.harvest.rows import open_rows
 from sae_emotions.run_folder import config_of
 from sae_emotions.schema import read_table
 from sae_emotions.sources.models import load_model
-from sae_emotions.sparse import vector
 from sae_emotions.sparse.compiled import Compiled
 from sae_emotions.sparse.screen import slack
 from sae_emotions.sparse.shapes import Weights

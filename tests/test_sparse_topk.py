@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_emotions import vector
 from sae_emotions.adapters.saelens import trainer, training_sae
 from sae_emotions.config import DictionaryConfig
 from sae_emotions.sparse import step as sparse_step
-from sae_emotions.sparse import vector
 from sae_emotions.sparse.compiled import Compiled
 from sae_emotions.sparse.plain import Plain, largest
 from sae_emotions.sparse.shapes import AdamRate, Weights

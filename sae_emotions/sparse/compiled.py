@@ -19,7 +19,7 @@ SPARE, SPARE_EXACT = 64, 8
 """Candidates asked for beyond k, of a product in few bits and of one in float32: few rows then need a second look."""
 SOME = 512
 """Rows from which a batch's limit is guessed."""
-MARGIN, SHRINK, TINY = 0.93, 0.7, np.float32(1e-30)
+MARGIN, SHRINK, TINY = 0.93, 0.7, 1e-30
 """A batch's limit is looked for from `MARGIN` times the guess on, and if it lies lower from `SHRINK` times that."""
 
 
@@ -87,7 +87,7 @@ class Compiled:
             least = SHRINK * least if least > TINY else 0.0
         # Fewer positive scores than are wanted: all of them.
         limit = np.partition(score, len(score) - wanted)[len(score) - wanted] if len(score) > wanted else TINY
-        return self._kept_from(found, max(limit, TINY))
+        return self._kept_from(found, max(float(limit), TINY))
 
     def _guessed(self, x: np.ndarray, weights: Weights, norm_M: torch.Tensor, k: int) -> float:
         """About the smallest score of a batch, from some of its rows."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sae_emotions.sparse.kernels import INFINITE, ZERO, Array, best_of, compiled, limit_of, quantise, rescore, scratch
-from sae_emotions.sparse.vector import LANES, PANEL, TILE, compress, tile
+from sae_emotions.vector import LANES, PANEL, TILE, compress, tile
 
 BLOCK = 4 * TILE
 """Rows a block."""

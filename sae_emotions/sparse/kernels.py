@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from sae_emotions.compiling import compiled
-
-from sae_emotions.sparse.vector import prefetch
+from sae_emotions.vector import prefetch
 
 Array = Any
 ZERO, HALF, ONE, TOP = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from sae_emotions.sparse import fused, kernels, vector
+from sae_emotions import vector
+from sae_emotions.sparse import fused, kernels
 
 Kind = Literal["vnni", "int8", "bfloat16", "float32"]
 """What multiplies: our own int8 product on AVX-512 with VNNI, or torch's product of a type."""

@@ -15,7 +15,6 @@ from sae_emotions.sparse.screen import (
     CHUNK,
     Kind,
     Rounded,
-    Screen,
     empty,
     made_screen,
     part_of,
@@ -26,7 +25,7 @@ from sae_emotions.sparse.screen import (
 )
 from sae_emotions.sparse.shapes import Weights
 from sae_emotions.threads import Threads
-from sae_emotions.sparse.vector import LANES, PANEL
+from sae_emotions.vector import PANEL
 
 GROUPS = 32
 """Latents a group, at most."""
