@@ -1,7 +1,8 @@
 """Fill the README's figures from a committed results file: python -m eval.readme [--check].
 
 A block of the README between `<!-- figures: NAME -->` and `<!-- end -->` is made here, from
-eval/results/smollm2-135m.json, which `python -m eval.results RUN` makes from a finished run.
+eval/results/smollm2-135m.json, which `python -m eval.results RUN` makes from a finished run, and from the measurements
+beside it (see eval/speed.py).
 """
 
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from eval import speed
 from sae_emotions.artefact import read_json, written
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +91,13 @@ def commands(results: dict[str, Any]) -> str:
     return "".join(f"```\n$ {one['command']}\n{one['output'].rstrip()}\n```\n\n" for one in results["commands"])
 
 
-MAKERS = {"headline": headline, "scores": scores, "concepts": concepts, "cost": cost, "commands": commands}
+OF_RUN = {"headline": headline, "scores": scores, "concepts": concepts, "cost": cost, "commands": commands}
+MAKERS = OF_RUN | {name: lambda results, make=make: make(results["speed"]) for name, make in speed.MAKERS.items()}
+
+
+def read() -> dict[str, Any]:
+    """All committed figures."""
+    return {**read_json(RESULTS), "speed": speed.read()}
 
 
 def filled(text: str, results: dict[str, Any]) -> str:
@@ -99,7 +107,7 @@ def filled(text: str, results: dict[str, Any]) -> str:
 
 def main() -> int:
     """Write the README, or with --check say whether it is as this script would write it."""
-    results = read_json(RESULTS)
+    results = read()
     text = README.read_text(encoding="utf-8")
     made = filled(text, results)
     if "--check" in sys.argv[1:]:

@@ -147,19 +147,19 @@ def _cost(config: Any, out: Path) -> str:
 
 def _harvest(options: argparse.Namespace) -> None:
     from sae_emotions.config import load_config
-    from sae_emotions.pipeline import run_stage
+    from sae_emotions.pipeline import run_stages
     from sae_emotions.progress import say
     from sae_emotions.run_folder import create_or_check
 
     config = load_config(options.config)
     create_or_check(options.out, config)
-    if not run_stage(options.out, "harvest"):
+    if not run_stages(options.out, ["harvest"]):
         say(f"The harvest in {options.out} is done; nothing was changed.")
 
 
 def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
     def work(options: argparse.Namespace) -> None:
-        from sae_emotions.pipeline import run_stage
+        from sae_emotions.pipeline import run_stages
         from sae_emotions.progress import say
         from sae_emotions.run_folder import config_of
 
@@ -169,8 +169,9 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
                 [options.dictionary] if options.dictionary else [d.name for d in config_of(options.run).dictionaries]
             )
             keys = [f"{stage}:{name}" for name in names]
+        ran = run_stages(options.run, keys, options.again)
         for key in keys:
-            if not run_stage(options.run, key, options.again):
+            if key not in ran:
                 say(f"{key} is done in {options.run}; nothing was changed (--again does it once more).")
 
     return work

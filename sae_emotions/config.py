@@ -5,8 +5,9 @@ Units stand in each field's description. `load_config` turns YAML into a `RunCon
 
 import hashlib
 import json
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sae_emotions.errors import UserError
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
+Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -21,6 +23,9 @@ class Config(BaseModel):
     """Base of all configs: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+C = TypeVar("C", bound=Config)
 
 
 class ModelConfig(Config):
@@ -80,7 +85,7 @@ class HarvestConfig(Config):
     shard_tokens: Positive = Field(65536, description="tokens a shard, about")
     centre_tokens: Positive = Field(4096, description="tokens of the seeded sample that gives the centre")
     store: Literal["int8", "bfloat16"] = Field("int8", description="type of the rows on disk")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0 takes all cores")
+    threads: Natural = Field(0, description="CPU threads; 0 takes all cores")
 
 
 class PretrainedConfig(Config):
@@ -97,15 +102,10 @@ class PretrainedConfig(Config):
         return self
 
 
-class DictionaryConfig(Config):
-    """One SAE: trained on our rows, or loaded."""
+class TrainingConfig(Config):
+    """How an SAE is trained."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name")
-    block: int = Field(ge=0, description="one of harvest.blocks")
-    pretrained: PretrainedConfig | None = Field(None, description="load this SAE instead of training")
     architecture: Literal["topk", "batchtopk", "jumprelu", "matryoshka_batchtopk", "gated", "standard"] = "topk"
-    d_sae: Positive = Field(8192, description="latents")
-    k: Positive = Field(32, description="active latents a row (topk family)")
     epochs: float = Field(1.0, gt=0, description="passes over the rows")
     batch: Positive = Field(4096, description="rows a step")
     lr: float = Field(4e-4, gt=0, description="Adam's learning rate at its plateau")
@@ -116,6 +116,17 @@ class DictionaryConfig(Config):
     holdout: Share = Field(0.02, description="share of general documents kept for evaluation, never trained on")
     checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between resumable checkpoints")
 
+
+class DictionaryConfig(TrainingConfig):
+    """One SAE: trained on our rows, or loaded."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name")
+    block: Natural = Field(description="one of harvest.blocks")
+    pretrained: PretrainedConfig | None = Field(None, description="load this SAE instead of training")
+    d_sae: Positive = Field(8192, description="latents")
+    k: Positive = Field(32, description="active latents a row (topk family)")
+    seed: Natural | None = Field(None, description="seed of the initial weights (default: the run's)")
+
     @model_validator(mode="after")
     def _k_fits(self) -> "DictionaryConfig":
         if self.k > self.d_sae:
@@ -123,10 +134,29 @@ class DictionaryConfig(Config):
         return self
 
 
+class SweepConfig(TrainingConfig):
+    """A grid of SAEs, trained alike but for block, size, k and seed: one for each combination."""
+
+    block: tuple[Natural, ...] = Field(min_length=1, description="some of harvest.blocks")
+    d_sae: tuple[Positive, ...] = Field((8192,), min_length=1, description="latents")
+    k: tuple[Positive, ...] = Field((32,), min_length=1, description="active latents a row (topk family)")
+    seed: tuple[Natural, ...] = Field((0,), min_length=1, description="seeds of the initial weights")
+
+    def dictionaries(self) -> list[dict[str, Any]]:
+        """Plain data for `DictionaryConfig`s, named like b22-8192-k32-s0."""
+        axes = ("block", "d_sae", "k", "seed")
+        alike = self.model_dump(exclude=set(axes), exclude_unset=True)
+        points = product(*(getattr(self, axis) for axis in axes))
+        return [
+            {"name": "b{}-{}-k{}-s{}".format(*point), **dict(zip(axes, point, strict=True)), **alike}
+            for point in points
+        ]
+
+
 class LabelConfig(Config):
     """The labelling rule. Defaults are the rule of the README."""
 
-    skip_tokens: Annotated[int, Field(ge=0)] = Field(10, description="opening tokens of each text left out")
+    skip_tokens: Natural = Field(10, description="opening tokens of each text left out")
     screen_p: float = Field(1e-2, gt=0, lt=1, description="a register's p must be below this to survive")
     screen_product: float = Field(1e-8, gt=0, lt=1, description="the registers' product of p must be below this")
     q: float = Field(0.05, gt=0, lt=1, description="false discovery rate")
@@ -152,7 +182,7 @@ class RunConfig(Config):
     """A whole run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="short name, shown in reports")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything")
+    seed: Natural = Field(0, description="seed of everything")
     note: str = Field("", description="free text for the report, such as: not run here")
     model: ModelConfig
     text: TextConfig
@@ -176,14 +206,26 @@ class RunConfig(Config):
 
 
 def parse_config(data: Any, origin: str) -> RunConfig:
-    """Turn plain data into a `RunConfig`. Raises `UserError` naming `origin` and the first wrong field."""
+    """Turn plain data into a `RunConfig`. Raises `UserError` naming `origin` and the first wrong field.
+
+    A `sweep` (see `SweepConfig`) is written out into `dictionaries`, after those that are there.
+    """
     if not isinstance(data, dict):
         raise UserError(f"{origin} holds no mapping of settings; see train/smollm2-135m.yaml for one that works.")
+    if "sweep" in data:
+        data = dict(data)
+        grid = _valid(SweepConfig, data.pop("sweep"), origin, "sweep").dictionaries()
+        others = data.get("dictionaries", [])
+        data["dictionaries"] = [*others, *grid] if isinstance(others, list) else others
+    return _valid(RunConfig, data, origin)
+
+
+def _valid(model: type[C], data: Any, origin: str, *under: str) -> C:
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the config"
+        where = ".".join([*under, *map(str, first["loc"])]) or "the config"
         if first["type"] == "extra_forbidden":
             raise UserError(f"{origin}: unknown key '{where}'; remove it or correct its spelling.") from None
         what = first["msg"].removeprefix("Value error, ")

@@ -46,6 +46,15 @@ def memory_gb() -> float | None:
     return round(min(found) / _GIB, 1) if found else None
 
 
+def training_memory_gb() -> float | None:
+    """Memory in GiB where dictionaries train: the first CUDA device's, else what this process may use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.get_device_properties(0).total_memory / _GIB, 1)
+    return memory_gb()
+
+
 def free_disk_gb(folder: Path) -> float:
     """Free disk space in GiB where `folder` lies or will lie."""
     there = folder.absolute()

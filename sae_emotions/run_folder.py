@@ -11,8 +11,9 @@ from sae_emotions.errors import UserError
 
 def stage_keys(config: RunConfig) -> list[str]:
     """Keys of all stages of a run, in order."""
-    per = [f"{stage}:{d.name}" for d in config.dictionaries for stage in ("train", "label", "ablate")]
-    return ["harvest", *per, "report"]
+    train = [f"train:{d.name}" for d in config.dictionaries]
+    per = [f"{stage}:{d.name}" for d in config.dictionaries for stage in ("label", "ablate")]
+    return ["harvest", *train, *per, "report"]
 
 
 def needs(key: str) -> list[str]:
@@ -48,7 +49,7 @@ def check(run: Path, config: RunConfig) -> None:
     """
     if (run / "run.json").is_file():
         held = read_run(run)
-        if held["config_hash"] != config_hash(config) and _holds_something(run, held):
+        if not _is_of(held, config) and _holds_something(run, held):
             raise UserError(
                 f"{run} holds a run of another config{_first_difference(held['config'], config.model_dump(mode='json'))}; "
                 "choose another --out, or delete that folder."
@@ -56,6 +57,16 @@ def check(run: Path, config: RunConfig) -> None:
         return
     if run.is_file() or (run.is_dir() and any(run.iterdir())):
         raise UserError(f"{run} exists and is no run folder; choose another --out.")
+
+
+def _is_of(held: dict[str, Any], config: RunConfig) -> bool:
+    """Whether a run was made with `config`: settings that came later stand at their default there."""
+    if held["config_hash"] == config_hash(config):
+        return True
+    try:
+        return parse_config(held["config"], "run.json") == config
+    except UserError:
+        return False
 
 
 def _holds_something(run: Path, held: dict[str, Any]) -> bool:
@@ -66,7 +77,7 @@ def _holds_something(run: Path, held: dict[str, Any]) -> bool:
 def create_or_check(run: Path, config: RunConfig) -> None:
     """Make a run folder for `config`, or check that the one there belongs to it (see `check`)."""
     check(run, config)
-    if (run / "run.json").is_file() and read_run(run)["config_hash"] == config_hash(config):
+    if (run / "run.json").is_file() and _is_of(read_run(run), config):
         return
     write_json(
         run / "run.json",
@@ -93,21 +104,19 @@ def is_done(run: Path, key: str) -> bool:
     return read_run(run)["stages"].get(key, {}).get("state") == "done"
 
 
-def mark_done(run: Path, key: str, seconds: float, **facts: Any) -> None:
-    """Record a finished stage; whatever was made from its earlier result no longer counts as done."""
+def mark_done(run: Path, key: str, **facts: Any) -> float:
+    """Record a finished stage; whatever was made from its earlier result no longer counts as done. Returns its seconds."""
     held = read_run(run)
     stages = held["stages"]
-    earlier = stages.get(key, {})
-    before = earlier["seconds"] if earlier.get("state") == "begun" else 0.0
-    stale = _later(key, list(stages))
-    for other in stale:
+    for other in _later(key, list(stages)):
         del stages[other]
-    stages[key] = {"state": "done", "seconds": round(before + seconds, 1)}
+    stages[key]["state"] = "done"
     write_json(run / "run.json", held | facts)
+    return float(stages[key]["seconds"])
 
 
 def mark_begun(run: Path, key: str, seconds: float) -> None:
-    """Record that a stage was interrupted after `seconds` more."""
+    """Record that a stage is in work, and has taken `seconds` more."""
     held = read_run(run)
     earlier = held["stages"].get(key, {})
     spent = earlier["seconds"] if earlier.get("state") == "begun" else 0.0

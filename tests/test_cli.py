@@ -12,7 +12,9 @@ import yaml
 
 from sae_emotions import artefact
 from sae_emotions.cli import main, parser
-from sae_emotions.config import DictionaryConfig, RunConfig
+from sae_emotions.config import DictionaryConfig, RunConfig, SweepConfig, parse_config
+from sae_emotions.errors import UserError
+from sae_emotions.run_folder import create_or_check
 from tests.tiny import tiny_config
 
 
@@ -67,6 +69,14 @@ def changed(data: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
         ("text.sources.0.source", "./no-such-file.jsonl", "no-such-file.jsonl"),
         ("concepts", "builtin:nothing", "no built-in concept set"),
         ("label", {"permutations": 5}, "label.permutations"),
+        ("sweep", {"block": [2], "d_sea": [64]}, "unknown key 'sweep.d_sea'"),
+        ("sweep", {"block": [2], "name": "mine"}, "unknown key 'sweep.name'"),
+        ("sweep", {"k": [4]}, "sweep.block"),
+        ("sweep", {"block": 2}, "sweep.block"),
+        ("sweep", {"block": [3], "d_sae": [64], "k": [4]}, "dictionary b3-64-k4-s0 reads block 3"),
+        ("sweep", {"block": [2], "d_sae": [64], "k": [4, 65]}, "k (65) is above d_sae (64)"),
+        ("sweep", {"block": [2], "d_sae": [64], "k": [4, 4]}, "same name"),
+        ("sweep", [16, 32], "sweep"),
     ],
 )
 def test_bad_configs(
@@ -82,6 +92,36 @@ def test_a_block_beyond_the_depth(capsys: pytest.CaptureFixture[str], data: dict
     deep = changed(changed(data, "harvest.blocks", [9]), "dictionaries.0.block", 9)
     assert "9" in refused(capsys, "run", written(tmp_path / "c.yaml", deep), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_is_written_out(data: dict[str, Any]) -> None:
+    grid = {"block": [1, 2], "d_sae": [64, 96], "k": [4, 8], "seed": [0, 1], "batch": 32, "lr": 1e-3}
+    config = parse_config(data | {"sweep": grid}, "tiny")
+    first, *swept = config.dictionaries
+    assert first == parse_config(data, "tiny").dictionaries[0]
+    assert [d.name for d in swept][:3] == ["b1-64-k4-s0", "b1-64-k4-s1", "b1-64-k8-s0"]
+    assert len({(d.block, d.d_sae, d.k, d.seed) for d in swept}) == len(swept) == 16
+    for d in swept:
+        assert d.name == f"b{d.block}-{d.d_sae}-k{d.k}-s{d.seed}"
+        assert (d.batch, d.lr, d.epochs) == (32, 1e-3, 1.0)
+    alone = {key: value for key, value in data.items() if key != "dictionaries"} | {"sweep": {"block": [2]}}
+    assert [d.name for d in parse_config(alone, "tiny").dictionaries] == ["b2-8192-k32-s0"]
+    assert parse_config(config.model_dump(mode="json"), "run.json") == config
+
+
+def test_a_run_made_before_a_setting_was_there_goes_on(data: dict[str, Any], tmp_path: Path) -> None:
+    config = parse_config(data, "tiny")
+    older = config.model_dump(mode="json")
+    del older["dictionaries"][0]["seed"]
+    held = {"config": older, "config_hash": "another", "versions": {}, "model": None}
+    (tmp_path / "run.json").write_text(json.dumps(held | {"stages": {"harvest": {"state": "done", "seconds": 1.0}}}))
+    before = (tmp_path / "run.json").read_bytes()
+    create_or_check(tmp_path, config)
+    assert (tmp_path / "run.json").read_bytes() == before
+    older["dictionaries"][0]["forgotten"] = 1
+    (tmp_path / "run.json").write_text(json.dumps(held | {"stages": {"train:d": {"state": "done", "seconds": 1.0}}}))
+    with pytest.raises(UserError, match="another config"):
+        create_or_check(tmp_path, config)
 
 
 def test_broken_yaml_and_missing_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -200,7 +240,7 @@ def test_every_setting_has_a_description() -> None:
                     found |= models(part)
         return found
 
-    everything = models(RunConfig) | models(DictionaryConfig)
+    everything = models(RunConfig) | models(DictionaryConfig) | models(SweepConfig)
     assert len(everything) >= 8
     for model in everything:
         for name, field in model.model_fields.items():

@@ -11,13 +11,13 @@ from safetensors.numpy import load_file
 from sae_emotions.artefact import read_json
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import RunConfig, parse_config
-from sae_emotions.dictionary import train as stage
-from sae_emotions.dictionary.data import prefetched, shuffled, training_rows
+from sae_emotions.dictionary import member as stage
+from sae_emotions.dictionary.data import order, prefetched, shuffled, training_rows
 from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.dictionary.train import named, splice_quality, train
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.harvest import harvest
-from sae_emotions.harvest.rows import read_documents
+from sae_emotions.harvest.rows import joined, read_documents
 from tests.tiny import tiny_config
 
 ARCHITECTURES = ["topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard"]
@@ -56,12 +56,33 @@ def test_an_epoch_is_a_permutation_and_any_start_repeats_the_rest(data: dict[str
     config = config_for(data)
     rows = training_rows(run, config, config.dictionaries[0])
     steps = 2 * len(rows.train) // 32
-    whole = torch.cat(list(shuffled(rows, 0, 32, steps, 0))).numpy()
-    rest = torch.cat(list(shuffled(rows, 0, 32, steps, 7))).numpy()
+    whole = np.concatenate([x_BD for (x_BD,) in shuffled([rows], 0, 32, steps, 0)])
+    rest = np.concatenate([x_BD for (x_BD,) in shuffled([rows], 0, 32, steps, 7)])
     assert np.array_equal(whole[7 * 32 :], rest)
     first = whole[: len(rows.train)]
     everything = rows.read(rows.train)
     assert np.allclose(np.sort(first.sum(1)), np.sort(everything.sum(1)), atol=1e-4)
+
+
+def test_blocks_are_read_in_the_same_order(data: dict[str, Any], run: Path) -> None:
+    config = config_for(data)
+    both = [training_rows(run, config, config.dictionaries[0].model_copy(update={"block": b})) for b in (1, 2)]
+    taken = list(order(len(both[0].train), 5, 32, 20, 3))
+    assert len(taken) == 17
+    for numbers, blocks in zip(taken, shuffled(both, 5, 32, 20, 3), strict=True):
+        for rows, x_BD in zip(both, blocks, strict=True):
+            text, concepts = rows.stores
+            each = rows.train[numbers]
+            read = [text.read(n[None]) if n < len(text) else concepts.read(n[None] - len(text)) for n in each]
+            assert np.array_equal(x_BD, np.concatenate(read))
+
+
+def test_rows_stored_around_different_points_are_refused(data: dict[str, Any], run: Path) -> None:
+    config = config_for(data)
+    text, concepts = training_rows(run, config, config.dictionaries[0]).stores
+    concepts.stored.centre_D[0] += 1
+    with pytest.raises(UserError, match="around another centre"):
+        joined([text, concepts])
 
 
 def test_prefetching_hands_on_errors_and_stops(data: dict[str, Any]) -> None:

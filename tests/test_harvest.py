@@ -16,7 +16,7 @@ from sae_emotions.harvest import harvest as stage
 from sae_emotions.harvest.batching import batches, has_row, padded, windows
 from sae_emotions.harvest.forward import read_blocks, residuals
 from sae_emotions.harvest.harvest import harvest, shard_rows, stream
-from sae_emotions.harvest.rows import open_rows, read_documents
+from sae_emotions.harvest.rows import joined, mapped, open_rows, read_documents
 from sae_emotions.harvest.store import quantised
 from sae_emotions.sources.models import Model, load_model
 from sae_emotions.sources.text import documents
@@ -135,6 +135,32 @@ def test_a_store_gives_back_what_was_read(config: RunConfig, model: Model, tmp_p
     error = np.linalg.norm(rows.read(pick) - fresh.rows[2].numpy()[pick], axis=1)
     assert (error / np.linalg.norm(fresh.rows[2].numpy()[pick], axis=1)).max() < 0.02
     assert np.array_equal(rows.slice(10, 20), rows.read(np.arange(10, 20)))
+
+
+@pytest.mark.parametrize("store", ["int8", "bfloat16"])
+def test_reading_many_rows_is_reading_each(config: RunConfig, model: Model, tmp_path: Path, store: str) -> None:
+    """In any order, with rows asked for twice, across shards; the numbers are those that each shard's file decodes to."""
+    how = config.harvest.model_copy(update={"store": store})
+    harvest(config.model_copy(update={"harvest": how}), tmp_path)
+    folder = tmp_path / "activations" / "text"
+    rows = open_rows(folder, 2)
+    parts = []
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        shard = mapped(path)
+        if store == "int8":
+            off_ND = shard["block2.rows"].astype(np.float32) * shard["block2.scale"][:, None]
+            parts.append(off_ND + mapped(folder / "centre.safetensors")["block2.centre"])
+        else:
+            parts.append((shard["block2.rows"].astype(np.uint32) << 16).view(np.float32))
+    assert len(parts) > 2
+    whole = np.concatenate(parts)
+    asked = np.random.default_rng(1).integers(0, len(rows), 3 * len(rows))
+    assert np.array_equal(rows.read(asked), whole[asked])
+    assert rows.read(np.zeros(0, np.int64)).shape == (0, rows.d_in)
+    assert np.array_equal(joined([rows, rows]).read(asked + len(rows)), whole[asked])
+    for wrong in (-1, len(rows)):
+        with pytest.raises(IndexError, match="rows are 0 to"):
+            rows.read(np.array([0, wrong]))
 
 
 def test_a_seeded_pass_goes_on_from_any_start(run: Path) -> None:

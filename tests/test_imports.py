@@ -17,6 +17,7 @@ HEAVY = (
     "transformers",
     "datasets",
     "numba",
+    "triton",
     "sklearn",
     "scipy",
     "pandas",
@@ -26,7 +27,18 @@ HEAVY = (
 
 # Modules beside the rooms, by what they are for. Anything new has to be put somewhere on purpose.
 GROUPS = {
-    "base": {"errors", "progress", "artefact", "config", "schema", "machine", "run_folder", "compiling", "threads"},
+    "base": {
+        "errors",
+        "progress",
+        "artefact",
+        "config",
+        "schema",
+        "machine",
+        "run_folder",
+        "compiling",
+        "vector",
+        "threads",
+    },
     "edits": {"edit", "upper", "cross_entropy"},
     "story": {"__init__", "__main__", "cli", "pipeline", "stages", "cost", "verify"},
 }
@@ -65,6 +77,7 @@ ONE_ADAPTER = {
     "datasets": "sources",
     "gguf": "sources",
     "numba": "base",
+    "triton": "sparse",
     "fastapi": "serve",
 }
 

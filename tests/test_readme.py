@@ -1,6 +1,5 @@
 """The README says what the committed results say, and its example config loads."""
 
-import json
 import re
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from eval.readme import BLOCK, MAKERS, README, RESULTS, filled
+from eval.readme import BLOCK, MAKERS, README, filled, read
 from sae_emotions.config import parse_config
 
 ROOT = Path(__file__).parents[1]
@@ -16,11 +15,25 @@ TEXT = README.read_text(encoding="utf-8")
 
 
 def test_figures_come_from_the_committed_results() -> None:
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    results = read()
     assert filled(TEXT, results) == TEXT
     assert {found[1] for found in BLOCK.findall(TEXT)} == set(MAKERS)
     results["summary"]["dictionaries"][0]["labels"]["features"] += 1
     assert filled(TEXT, results) != TEXT
+
+
+def test_speed_comes_from_the_committed_measurements() -> None:
+    for what, rate in (("train", "vectors_per_second"), ("harvest", "tokens_per_second")):
+        results = read()
+        found = results["speed"][what]
+        (found["tables"][0] if what == "train" else found)["candidates"][0][rate] *= 2
+        assert filled(TEXT, results) != TEXT
+    for what, point in (("encode", "encoding"), ("scaling", "train")):
+        results = read()
+        results["speed"][what][point] = (
+            read()["speed"][what][point] | {"rows_per_second": 1.0} if what == "encode" else []
+        )
+        assert filled(TEXT, results) != TEXT
 
 
 def test_the_check_of_the_script_agrees() -> None:

@@ -9,15 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import sae_emotions
+from sae_emotions import vector
 from sae_emotions.artefact import read_json
 from sae_emotions.cli import main
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import parse_config
+from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.errors import UserError
+from sae_emotions.harvest.harvest import shard_rows
 from sae_emotions.harvest.rows import open_rows
+from sae_emotions.run_folder import config_of
+from sae_emotions.schema import read_table
+from sae_emotions.sources.models import load_model
+from sae_emotions.sparse.compiled import Compiled
+from sae_emotions.sparse.screen import slack
+from sae_emotions.sparse.shapes import Weights
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 8
@@ -114,3 +124,59 @@ def test_the_page_tells_the_story(run: Path) -> None:
     assert "SmolLM2" in page
     assert "4 bits" in page
     assert "<script src" not in page and "http-equiv" not in page
+
+
+def plan_of(run: Path) -> dict[str, Any]:
+    plan: dict[str, Any] = read_json(run / "activations" / "text" / "plan.json")
+    return plan
+
+
+def real_weights(x_BD: torch.Tensor, latents: int) -> Weights:
+    """A dictionary whose latents are differences of real rows: as many near ties and outlying dimensions as there can be."""
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.randint(len(x_BD), (latents,), generator=generator) for _ in "12")
+    W_MD = x_BD[one] - x_BD[two]
+    W_MD /= W_MD.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return Weights(W_MD, torch.zeros(latents), W_MD * torch.linspace(0.5, 1.5, latents)[:, None], x_BD.mean(0))
+
+
+@pytest.mark.parametrize("kind", ["vnni", "int8", "bfloat16", "float32"])
+def test_the_selection_on_real_rows_is_that_of_float64(run: Path, kind: Any) -> None:
+    if kind == "vnni" and not vector.there():
+        pytest.skip("this processor has no AVX-512 with VNNI")
+    rows = open_rows(run / "activations" / "text", BLOCK)
+    x_BD = torch.from_numpy(rows.slice(0, 2048))
+    k, weights = 32, real_weights(x_BD, 4096)
+    norm_M = weights.Wd_MD.norm(dim=1)
+    engine = Compiled(torch.from_numpy(rows.centre_D), kind)
+    found = engine.top(x_BD, weights, norm_M, k)
+    centred_BD = x_BD.double() - weights.bd_D.double()
+    best = ((centred_BD @ weights.We_MD.double().t()) * norm_M.double()).topk(k + 1, -1)
+    want_BK = best.indices[:, :k].sort(-1).values
+    differs_B = (found.index_P.view(-1, k) != want_BK).any(-1)
+    # What float32 may round a product of this width by: see `screen.slack`.
+    bound_B = 2 * float(slack(rows.d_in)) * centred_BD.norm(dim=1) * 1.5
+    near_B = best.values[:, k - 1] - best.values[:, k] <= bound_B
+    assert not (differs_B & ~near_B).any()
+    assert near_B.float().mean() < 0.05
+    assert found.unsure <= 0.01 * len(x_BD)
+    engine.threads.close()
+
+
+def test_what_int8_loses_is_small(run: Path) -> None:
+    """FVU of a dictionary on rows as the model gave them, and as they were stored: 580 bytes each."""
+    plan = plan_of(run)
+    rows = open_rows(run / "activations" / "text", BLOCK)
+    config = config_of(run)
+    model = load_model(config.model, getattr(torch, plan["dtype"]))
+    table = read_table(run / "activations" / "text" / "documents-00000.parquet")
+    found = shard_rows(model, 0, table["token_ids"].to_pylist(), config.harvest, plan["special_ids"])
+    exact_BD = found.rows[BLOCK]
+    stored_BD = torch.from_numpy(rows.slice(0, len(exact_BD)))
+    dictionary = load_dictionary(run, "small")
+    variance = float((exact_BD - exact_BD.mean(0)).pow(2).sum())
+    loss = [float((exact_BD - dictionary.decoded(dictionary.features(x))).pow(2).sum()) for x in (exact_BD, stored_BD)]
+    assert abs(loss[1] - loss[0]) / variance < 0.0005
+    assert not torch.equal(exact_BD, stored_BD)
+    path = run / "activations" / "text" / "shard-00000.safetensors"
+    assert path.stat().st_size / len(exact_BD) < 2 * (580 + 4) + 12 + 2

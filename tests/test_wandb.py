@@ -21,11 +21,13 @@ def bare(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def logged(run, stage="harvest"):
-    with tracker(parse_config(config(), "test"), run, stage) as log:
-        log.log({"loss": 1.0}, step=1)
-        log.log({"loss": 0.5, "step": 2})
-        log.summary({"seconds": 3.0})
+def logged(run, *stages):
+    stages = stages or ("harvest",)
+    with tracker(parse_config(config(), "test"), run, *stages) as log:
+        for stage in stages:
+            log.log(stage, {"loss": 1.0}, step=1)
+            log.log(stage, {"loss": 0.5, "step": 2})
+            log.summary(stage, {"seconds": 3.0})
     return log
 
 
@@ -45,15 +47,16 @@ def test_offline_is_the_default_without_a_key(monkeypatch, tmp_path):
 
 def test_offline_writes_every_stage_under_the_run(tmp_path, capfd):
     run = tmp_path / "run"
-    for stage in ("harvest", "train:one"):
-        logged(run, stage)
+    for stages in (["harvest"], ["train:one", "train:two"]):
+        logged(run, *stages)
         time.sleep(1.1)  # W&B names an offline folder by the second
     found = sorted(run.rglob("*.wandb"))
     assert {path.relative_to(run).parts[0] for path in found} == {"wandb"}
     name = run_id(parse_config(config(), "test"))
     assert {path.name for path in found} == {f"run-{name}.wandb"}
     raw = b"".join(path.read_bytes() for path in found)
-    assert b"harvest/loss" in raw and b"train:one/seconds" in raw
+    for key in (b"harvest/loss", b"train:one/seconds", b"train:two/loss", b"train:two/step"):
+        assert key in raw
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
 

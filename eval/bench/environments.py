@@ -37,7 +37,9 @@ def interpreter(library: str) -> str:
     return str(python)
 
 
-def script(library: str) -> Path:
-    """The worker that drives a library."""
+def script(library: str, what: str) -> Path:
+    """The worker that drives a library: `what` is train or harvest."""
+    # A worker's own folder comes first when it imports: it must not be called like the library.
     names = {"dictionary_learning": "dictionary_learning_", "sparsify": "sparsify_"}
-    return Path(__file__).parent / "peers" / f"{names.get(library, library)}.py"
+    name = names.get(library, library) if what == "train" else f"{library}_{what}"
+    return Path(__file__).parent / "peers" / f"{name}.py"

@@ -6,10 +6,14 @@ from typing import Any
 
 import torch
 
+SHAPES = {"cpu": (1024, 576, 4096), "cuda": (8192, 2304, 16384)}
+"""Rows, width and latents of a product that keeps a device busy."""
 
-def products(width: int = 576, latents: int = 4096, rows: int = 1024, seconds: float = 1.0) -> dict[str, float]:
-    """G op/s of x_BD W_MD' in float32, bfloat16 and int8; a type that the machine cannot multiply is left out."""
-    x_BD, W_MD = torch.ones(rows, width), torch.ones(latents, width)
+
+def products(device: str, seconds: float = 1.0) -> dict[str, float]:
+    """G op/s of x_BD W_MD' in float32, bfloat16 and int8; a type that the device cannot multiply is left out."""
+    rows, width, latents = SHAPES[device]
+    x_BD, W_MD = torch.ones(rows, width, device=device), torch.ones(latents, width, device=device)
     half, byte = (x_BD.bfloat16(), W_MD.bfloat16().t()), (x_BD.to(torch.int8), W_MD.to(torch.int8).t())
     calls: dict[str, Callable[[], Any]] = {
         "float32": lambda: x_BD @ W_MD.t(),
@@ -26,6 +30,8 @@ def products(width: int = 576, latents: int = 4096, rows: int = 1024, seconds: f
         while time.perf_counter() < end:
             start = time.perf_counter()
             call()
+            if device != "cpu":
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         found[name] = round(2 * rows * width * latents / sorted(times)[len(times) // 4] / 1e9, 1)
     return found

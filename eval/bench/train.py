@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from eval.bench.checks import faster_than_ours, of_family, sentence
 from eval.bench.limits import products
-from eval.bench.turns import Candidate, Worker, in_turns
+from eval.bench.turns import Candidate, Worker, in_turns, summary
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import open_rows
+from sae_emotions.machine import device
 from sae_emotions.progress import say
 from sae_emotions.run_folder import config_of
 
@@ -38,8 +40,13 @@ CANDIDATES = {
         Candidate("dictionary_learning", "default"),
     ),
     "matryoshka": (Candidate("ours", "default"), Candidate("saelens", "default"), Candidate("saelens", "autocast")),
+    "auxk": (Candidate("ours", "auxk"), Candidate("saelens", "auxk")),
+    "family": tuple(Candidate("ours", variant) for variant in ("topk", "batchtopk", "matryoshka", "auxk")),
 }
-"""Each library at its default and at the settings that make it faster; `bounds` is no library but the machine."""
+"""Each library at its default and at the settings that make it faster; `bounds` is no library but the machine.
+
+`auxk` is TopK with some latents dead at every step; `family` has our own kinds beside each other.
+"""
 
 
 class Shape(NamedTuple):
@@ -69,7 +76,7 @@ def write_rows(run: Path, block: int | None, folder: Path) -> tuple[Path, Path]:
 def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: dict[str, Any]) -> dict[str, Any]:
     """One table: each candidate's vectors a second with their spread, and ratios of ours to it.
 
-    `options`: rounds, vectors (for quality; 0 measures none), tuned (the allocator), log (a file).
+    `options`: rounds, vectors (for quality; 0 measures none), tuned (the allocator), folder (for logs).
     """
     task = {
         "rows": str(rows[0]),
@@ -77,15 +84,19 @@ def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: di
         "steps": max(100, options["vectors"] // shape.batch),
         "lr": 4e-4,
         "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": device().type,
         **shape._asdict(),
     }
+    if shape.kind in ("auxk", "family"):
+        task["kind"] = "topk"
     chosen = [one for one in CANDIDATES[shape.kind] if one.library in names]
     say(
         f"{shape.kind}, {shape.d_sae:,} latents, k {shape.k}, {shape.batch:,} rows a step: {', '.join(map(str, chosen))}"
     )
-    workers = [Worker(one, task | {"variant": one.variant}, options["log"], options["tuned"]) for one in chosen]
+    workers = [Worker(one, "train", task, options["folder"], options["tuned"]) for one in chosen]
     try:
+        for worker in workers:
+            worker.ready()
         seconds = in_turns(workers, options["rounds"])
         quality = {}
         for worker in workers if options["vectors"] else []:
@@ -96,18 +107,17 @@ def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: di
     finally:
         for worker in workers:
             worker.stop()
-    return shape._asdict() | {"candidates": _table(seconds, shape.batch), "quality": quality}
+    found = {"candidates": _table(seconds, shape.batch), "quality": quality, "quality_after": options["vectors"]}
+    return shape._asdict() | found
 
 
 def _table(seconds: dict[Candidate, list[float]], batch: int) -> list[dict[str, Any]]:
-    ours = next((times for one, times in seconds.items() if one.library == "ours"), None)
+    ours = next((statistics.median(times) for one, times in seconds.items() if one.library == "ours"), None)
     table = []
     for one, times in seconds.items():
-        middle, spread = statistics.median(times), np.quantile(times, [0.25, 0.75])
-        row = {"name": str(one), "step_ms": 1e3 * middle, "vectors_per_second": batch / middle, "steps": len(times)}
-        row["quartiles_ms"] = [1e3 * float(edge) for edge in spread]
+        row = {"name": str(one), **summary(times, batch, "vectors_per_second")}
         if ours is not None:
-            row["ours_is_faster_by"] = middle / statistics.median(ours)
+            row["ours_is_faster_by"] = statistics.median(times) / ours
         table.append(row)
     return table
 
@@ -116,14 +126,17 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     """The whole benchmark; see `python -m eval.bench train --help` for the options."""
     with tempfile.TemporaryDirectory() as folder:
         rows = write_rows(options["run"], options["block"], Path(folder))
-        options = options | {"log": Path(folder) / "workers.log"}
+        options = options | {"folder": Path(folder)}
         tables = []
         for kind in options["kinds"]:
             for d_sae in options["d_sae"]:
                 shape = Shape(kind, d_sae, options["k"], options["batch"])
                 tables.append(compare(shape, options["peers"], rows, options))
                 say(rendered(tables[-1]))
-    return {"limits_gops": products(), "tables": tables}
+    checks = [check for table in tables if table["kind"] == "family" for check in of_family(table)]
+    for check in checks:
+        say(sentence(check))
+    return {"limits_gops": products(device().type), "tables": tables, "checks": checks}
 
 
 def rendered(table: dict[str, Any]) -> str:
@@ -136,6 +149,7 @@ def rendered(table: dict[str, Any]) -> str:
             f"  {row['name']:<32} {row['vectors_per_second']:10,.0f} vectors/s  {row['step_ms']:8.1f} ms "
             f"({low:.1f} to {high:.1f})  {ratio}"
         )
+    lines += faster_than_ours(table["candidates"])
     for name, found in table["quality"].items():
         lines.append(f"  {name:<32} " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 SAELens is imported inside the functions: it takes seconds and pulls in much. D: residual width.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,22 @@ def trainer(config: DictionaryConfig, sae: Any, rows: int, scale: float, device:
     for group in made.optimizer.param_groups:
         group["fused"] = True  # the same Adam, one pass over memory instead of many
     return made
+
+
+def step_together(trainers: Sequence[Any], x_BD: torch.Tensor) -> list[Any]:
+    """One step of each trainer on the same raw rows; returns their outputs.
+
+    Where a step raised `UserError`, that stands in its output's place, and the others are not touched by it. Every trainer
+    does exactly what it would do alone. An output may have to be read before its trainer's next step.
+    """
+    found: list[Any] = []
+    for one in trainers:
+        try:
+            found.append(one.step(x_BD))
+            one.n_training_steps += 1
+        except UserError as error:
+            found.append(error)
+    return found
 
 
 def save(sae: Any, folder: Path, metadata: dict[str, Any]) -> None:

@@ -125,9 +125,8 @@ class Sparse:
         """Follow the smallest score of a batch, as SAELens does for the threshold."""
         if not self._of_batch:
             return
-        positive_P = found.score_P[found.score_P > 0]
-        if len(positive_P):
-            self._guess = float(positive_P.min())
+        if len(found.score_P):  # all of them are above zero
+            self._guess = float(found.score_P.cpu().numpy().min())
             rate = self.cfg.topk_threshold_lr
             threshold: Any = self.topk_threshold  # type: ignore[has-type]
             self.topk_threshold = (1 - rate) * threshold + rate * self._guess

@@ -6,7 +6,7 @@ RUN/wandb, and `wandb sync` sends them later.
 
 import netrc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,21 @@ SECONDS_TO_START = 30
 
 
 class Tracker:
-    """Where a stage logs. Without a W&B run behind it, logging does nothing."""
+    """Where stages log. Without a W&B run behind it, logging does nothing."""
 
-    def __init__(self, stage: str, session: Any = None) -> None:
-        self._stage, self._session = stage, session
+    def __init__(self, session: Any = None) -> None:
+        self._session = session
 
-    def log(self, numbers: Mapping[str, Any], step: int | None = None) -> None:
-        """Log `numbers` under the stage's name; `step` (or their own "step") is their place on the stage's axis."""
-        found = {f"{self._stage}/{key}": value for key, value in numbers.items()}
+    def log(self, stage: str, numbers: Mapping[str, Any], step: int | None = None) -> None:
+        """Log `numbers` under a stage's name; `step` (or their own "step") is their place on the stage's axis."""
+        found = {f"{stage}/{key}": value for key, value in numbers.items()}
         if step is not None:
-            found[f"{self._stage}/step"] = step
+            found[f"{stage}/step"] = step
         self._try(lambda: self._session.log(found))
 
-    def summary(self, numbers: Mapping[str, Any]) -> None:
-        """Set numbers that stand for the whole stage."""
-        found = {f"{self._stage}/{key}": value for key, value in numbers.items()}
+    def summary(self, stage: str, numbers: Mapping[str, Any]) -> None:
+        """Set numbers that stand for a whole stage."""
+        found = {f"{stage}/{key}": value for key, value in numbers.items()}
         self._try(lambda: self._session.summary.update(found))
 
     def _try(self, work: Any) -> None:
@@ -48,12 +48,12 @@ class Tracker:
 
 
 @contextmanager
-def tracker(config: RunConfig, run: Path, stage: str) -> Iterator[Tracker]:
-    """A `Tracker` for one stage, such as `harvest` or `train:NAME`.
+def tracker(config: RunConfig, run: Path, *stages: str) -> Iterator[Tracker]:
+    """A `Tracker` for stages that run together, such as `harvest` alone or some of `train:NAME`.
 
-    Whatever goes wrong in W&B costs one line on standard error; what goes wrong in the stage is raised as it is.
+    Whatever goes wrong in W&B costs one line on standard error; what goes wrong in the stages is raised as it is.
     """
-    made = Tracker(stage, _started(config, run, stage))
+    made = Tracker(_started(config, run, stages))
     session = made._session
     failed = True
     try:
@@ -87,7 +87,7 @@ def _has_key() -> bool:
         return False
 
 
-def _started(config: RunConfig, run: Path, stage: str) -> Any:
+def _started(config: RunConfig, run: Path, stages: Sequence[str]) -> Any:
     if mode() == "disabled":
         return None
     try:
@@ -106,7 +106,8 @@ def _started(config: RunConfig, run: Path, stage: str) -> Any:
             config=config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off", disable_git=True, init_timeout=SECONDS_TO_START),
         )
-        session.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        for stage in stages:
+            session.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         return session
     except Exception as error:
         _give_up(error)

@@ -5,9 +5,9 @@ Shapes: B rows of a batch, D residual width. Row numbers run through the general
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,13 +15,17 @@ import torch
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import DictionaryConfig, RunConfig
 from sae_emotions.errors import UserError
-from sae_emotions.harvest.rows import Rows, open_rows, read_documents
+from sae_emotions.harvest.rows import Rows, Stored, joined, open_rows, read_documents
+
+T = TypeVar("T")
 
 
 class TrainingRows(NamedTuple):
     """Rows to train on and rows to evaluate on; no document is in both, no held-out concept text is in either."""
 
     stores: tuple[Rows, ...]
+    stored: Stored
+    """what they hold, one after the other"""
     train: np.ndarray
     """numbers over all stores, one after the other"""
     holdout: np.ndarray
@@ -31,14 +35,7 @@ class TrainingRows(NamedTuple):
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """x_BD, float32, in the order of `numbers`."""
-        x_BD = np.empty((len(numbers), self.stores[0].d_in), np.float32)
-        offset = 0
-        for rows in self.stores:
-            here = np.flatnonzero((numbers >= offset) & (numbers < offset + len(rows)))
-            if len(here):
-                x_BD[here] = rows.read(numbers[here] - offset)
-            offset += len(rows)
-        return x_BD
+        return self.stored.read(numbers)
 
 
 def training_rows(run: Path, config: RunConfig, dictionary: DictionaryConfig) -> TrainingRows:
@@ -67,31 +64,39 @@ def training_rows(run: Path, config: RunConfig, dictionary: DictionaryConfig) ->
         raise UserError(
             f"{len(rows):,} rows are fewer than one batch of {dictionary.batch:,}; harvest more text or set a smaller batch."
         )
-    return TrainingRows(tuple(stores), rows, np.flatnonzero(is_held_N), held)
+    return TrainingRows(tuple(stores), joined(stores), rows, np.flatnonzero(is_held_N), held)
 
 
-def shuffled(rows: TrainingRows, seed: int, batch: int, steps: int, start: int) -> Iterator[torch.Tensor]:
-    """Batches x_BD of steps `start` to `steps`: one global permutation an epoch, so that any start repeats the rest exactly."""
-    count, epoch, order = len(rows.train), -1, np.zeros(0, np.int64)
+def order(count: int, seed: int, batch: int, steps: int, start: int) -> Iterator[np.ndarray]:
+    """Which of `count` rows come in steps `start` to `steps`: one permutation an epoch, so any start repeats the rest."""
+    epoch, permuted = -1, np.zeros(0, np.int64)
     for step in range(start, steps):
-        numbers = np.empty(batch, np.int64)
+        found = np.empty(batch, np.int64)
         filled = 0
         while filled < batch:
             now, at = divmod(step * batch + filled, count)
             if now != epoch:
-                order, epoch = np.random.default_rng([seed, now]).permutation(count), now
+                permuted, epoch = np.random.default_rng([seed, now]).permutation(count), now
             take = min(batch - filled, count - at)
-            numbers[filled : filled + take] = rows.train[order[at : at + take]]
+            found[filled : filled + take] = permuted[at : at + take]
             filled += take
-        yield torch.from_numpy(rows.read(numbers))
+        yield found
 
 
-def prefetched(source: Iterator[torch.Tensor], ahead: int = 4) -> Iterator[torch.Tensor]:
-    """Read `source` in a thread, at most `ahead` batches before they are needed; its errors are raised here."""
-    ready: queue.Queue[torch.Tensor | BaseException | None] = queue.Queue(ahead)
+def shuffled(
+    blocks: Sequence[TrainingRows], seed: int, batch: int, steps: int, start: int
+) -> Iterator[list[torch.Tensor]]:
+    """Batches of steps `start` to `steps`, one x_BD for each of `blocks`: the same rows of the same harvest in all."""
+    for found in order(len(blocks[0].train), seed, batch, steps, start):
+        yield [torch.from_numpy(rows.read(rows.train[found])) for rows in blocks]
+
+
+def prefetched(source: Iterator[T], ahead: int = 4) -> Generator[T, None, None]:
+    """Read `source` in a thread, at most `ahead` items before they are needed; its errors are raised here."""
+    ready: queue.Queue[T | BaseException | None] = queue.Queue(ahead)
     closed = threading.Event()
 
-    def put(item: torch.Tensor | BaseException | None) -> bool:
+    def put(item: T | BaseException | None) -> bool:
         while not closed.is_set():
             try:
                 ready.put(item, timeout=0.2)

@@ -1,11 +1,14 @@
 """How good a dictionary is, on rows it was not trained on. B: rows, D: residual width, F: latents."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sae_emotions.artefact import read_json, versions, write_json
+from sae_emotions.config import DictionaryConfig
 from sae_emotions.dictionary.data import TrainingRows
 from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.errors import UserError
@@ -88,3 +91,24 @@ def check_reload(sae: Any, reloaded: Dictionary, rows: TrainingRows) -> float:
             f"the saved dictionary differs from the trained one: by {difference:.1e}, {one_alone:.1%} alone"
         )
     return difference
+
+
+def write_quality(folder: Path, settings: DictionaryConfig, plan: dict[str, Any], notes: dict[str, Any]) -> None:
+    """quality.json in a dictionary's folder: `notes`, what it is, and what it was made from."""
+    cfg = read_json(folder / "cfg.json")
+    write_json(
+        folder / "quality.json",
+        {
+            "name": settings.name,
+            "block": settings.block,
+            "d_in": plan["d_in"],
+            "d_sae": cfg["d_sae"],
+            "architecture": settings.architecture if settings.pretrained is None else cfg["architecture"],
+            "pretrained": settings.pretrained.model_dump() if settings.pretrained else None,
+            "ce_recovered": None,
+            **notes,
+            "config": settings.model_dump(mode="json"),
+            "harvest": plan["identity"],
+            "versions": versions(),
+        },
+    )

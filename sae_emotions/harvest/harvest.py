@@ -75,13 +75,18 @@ def cut_up(first_document: int, ids: Sequence[Sequence[int]], context: int, spec
 
 
 def shard_rows(
-    model: Model, first_document: int, ids: Sequence[Sequence[int]], settings: HarvestConfig, special: Sequence[int]
+    model: Model,
+    first_document: int,
+    ids: Sequence[Sequence[int]],
+    settings: HarvestConfig,
+    special: Sequence[int],
+    reader: Reader | None = None,
 ) -> ShardRows:
-    """Read the residual stream of some documents, by the model's own forward pass."""
-    cut, reader = cut_up(first_document, ids, settings.context, special), Eager(model.model)
+    """Read the residual stream of some documents, by the model's own forward pass where no `reader` is given."""
+    cut, by = cut_up(first_document, ids, settings.context, special), reader or Eager(model.model)
     rows: dict[int, torch.Tensor] = {}
-    for batch in batches(cut.windows, settings.batch_tokens):
-        place_N, found = cut.read(reader, batch, settings.blocks)
+    some = batches(cut.windows, settings.batch_tokens, by.pads)
+    for place_N, found in by.each(lambda batch: cut.read(by, batch, settings.blocks), some):
         for block, x_ND in found.items():
             rows.setdefault(block, torch.empty(int(cut.start_W[-1]), x_ND.shape[1]))[place_N] = x_ND
     return ShardRows(rows, **cut.columns)
@@ -128,7 +133,7 @@ def _jobs(folder: Path, plan: dict[str, Any], todo: Sequence[int], pads: bool) -
             yield Job(number, cut, kept, batch, n == len(some))
 
 
-def _run_jobs(folder: Path, plan: dict[str, Any], todo: list[int], reader: Reader) -> None:
+def write_shards(folder: Path, plan: dict[str, Any], todo: list[int], reader: Reader) -> None:
     """Make shards. Their bytes depend on the plan alone."""
     centres = mapped(folder / "centre.safetensors")
     centre = {block: torch.from_numpy(np.array(centres[f"block{block}.centre"])) for block in plan["blocks"]}
@@ -206,5 +211,5 @@ def harvest(config: RunConfig, run: Path) -> Path:
         write_lens(run, model)
         for source, made in plans.items():
             assert made is not None
-            _run_jobs(folder / source, made, todo[source], reading.of(made["tokens"]).reader)
+            write_shards(folder / source, made, todo[source], reading.of(made["tokens"]).reader)
     return folder

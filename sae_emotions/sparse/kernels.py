@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from sae_emotions.compiling import compiled
+from sae_emotions.vector import prefetch
 
 Array = Any
 ZERO, HALF, ONE, TOP = np.float32(0), np.float32(0.5), np.float32(1), np.float32(127)
-HALVINGS, FEW, AHEAD, POSITIVE = 24, 2, 8, np.int32(0x7FFFFFFF)
+HALVINGS, FEW, AHEAD, POSITIVE, LOWEST = 24, 2, 8, np.int32(0x7FFFFFFF), np.float32(-3e38)
+INFINITE, LINE = np.float32(np.inf), 64
 ROUNDED = np.float32(2**-8)
 """bfloat16's relative error, twice its worst."""
 
@@ -61,12 +63,15 @@ def lost(x_BD: Array, h_BD: Array, norm_B: Array, error_B: Array) -> None:
 
 
 @compiled
-def _limit(best_N: Array, k: int) -> Any:
-    """A value that at least k of `best_N` reach, and few more: bisection, for it runs along memory."""
-    low = high = best_N[0]
+def limit_of(best_N: Array, k: int) -> Any:
+    """A value that at least k of `best_N` reach, and few more: bisection, for it runs along memory. Places that stand for no
+    latent hold -inf."""
+    high = best_N[0]
     for n in range(best_N.size):
-        low = min(low, best_N[n])
         high = max(high, best_N[n])
+    low = high
+    for n in range(best_N.size):
+        low = min(low, best_N[n] if best_N[n] > LOWEST else low)
     for _ in range(HALVINGS):
         middle = HALF * (low + high)
         count = np.int32(0)
@@ -138,42 +143,26 @@ def bounds_bfloat16(p_M: Array, scale: Any, norm: Any, add: Any, columns: Array,
 
 
 @compiled
-def screen(
-    p_BM: Array,
-    bounds: Any,
-    scale_B: Array,
-    norm_B: Array,
-    add_B: Array,
-    columns: Array,
-    groups: int,
-    k: int,
-    cand_BC: Array,
-    bound_BC: Array,
-    count_B: Array,
-    limit_B: Array,
-) -> None:
-    """Every latent whose score may be among a row's k largest (k > 0), or may reach the row's `limit_B` (k = 0).
-
-    With k > 0 the limit is reached by k of the groups' largest bounds, so that at least k latents reach it; what is left out
-    scores less. A count above the places means that some were lost.
-    """
-    rows, latents = p_BM.shape
-    u_M = np.empty(latents, np.float32)
-    best_N = np.empty(latents // groups, np.float32)
-    for b in range(rows):
-        bounds(p_BM[b], scale_B[b], norm_B[b], add_B[b], columns, u_M)
-        _maxima(u_M, best_N, groups)
-        if k > 0:
-            limit_B[b] = _limit(best_N, k)
-        count_B[b] = _collect(u_M, best_N, groups, limit_B[b], cand_BC[b], bound_BC[b])
-
-
-@compiled
 def _dot(x_D: Array, w_D: Array) -> Any:
     total = ZERO
     for d in range(x_D.size):
         total += x_D[d] * w_D[d]
     return total
+
+
+@compiled
+def ask_for(W_MD: Array, m: int) -> None:
+    """Have a row brought into the cache."""
+    first = W_MD.ctypes.data + m * W_MD.strides[0]
+    for byte in range(0, 4 * W_MD.shape[1], LINE):
+        prefetch(first + byte)
+
+
+@compiled
+def dots(W_MD: Array, x_D: Array, out_M: Array) -> None:
+    """Each row's product with `x_D`."""
+    for m in range(out_M.size):
+        out_M[m] = _dot(x_D, W_MD[m])
 
 
 @compiled
@@ -190,7 +179,10 @@ def rescore(
     """float32 pre-activations of the candidates, and their scores: times the norm of the latent's decoder row."""
     room = cand_BC.shape[1]
     for b in range(x_BD.shape[0]):
-        for c in range(min(count_B[b], room)):
+        count = min(count_B[b], room)
+        for c in range(count):
+            if c + 1 < count:
+                ask_for(W_MD, cand_BC[b, c + 1])
             m = cand_BC[b, c]
             value_BC[b, c] = _dot(x_BD[b], W_MD[m]) + b_M[m]
             score_BC[b, c] = value_BC[b, c] * norm_M[m]
@@ -209,55 +201,154 @@ def _insert(index_P: Array, value_P: Array, first: int, last: int, index: int, v
 
 
 @compiled
-def best(
+def _score(x_D: Array, weights: Any, cand_C: Array, bound_C: Array, count: int, reach: Any, into: Any) -> int:
+    """float32 values of the candidates whose bound reaches `reach`, those done before left alone; returns how many are done,
+    whose scores are the first of `into`'s."""
+    We_MD, be_M, norm_M = weights
+    value_C, score_C, turn_C, done_C = into
+    turns = 0
+    for c in range(count):
+        if not done_C[c] and bound_C[c] >= reach:
+            turn_C[turns] = c
+            turns += 1
+    if turns:
+        ask_for(We_MD, cand_C[turn_C[0]])
+    for turn in range(turns):
+        if turn + 1 < turns:
+            ask_for(We_MD, cand_C[turn_C[turn + 1]])
+        c = turn_C[turn]
+        value_C[c] = _dot(x_D, We_MD[cand_C[c]]) + be_M[cand_C[c]]
+        done_C[c] = True
+    scored = 0
+    for c in range(count):
+        if done_C[c]:
+            score_C[scored] = value_C[c] * norm_M[cand_C[c]]
+            scored += 1
+    return scored
+
+
+@compiled
+def best_of(
+    x_D: Array, weights: Any, cand_C: Array, bound_C: Array, count: int, into: Any, index_K: Array, value_K: Array
+) -> Any:
+    """The k best of a row's candidates in float32, by index; returns what the k-th scores, or -inf where they are too few.
+
+    Those with the largest bounds are scored first; of the others only those whose bound reaches what the k-th of them scores.
+    `weights`: encoder rows, biases, norms; `into`: memory for values, scores, turns and marks.
+    """
+    k = index_K.size
+    value_C, score_C, _, done_C = into
+    if count < k or count > done_C.size:
+        return -INFINITE
+    for c in range(count):
+        done_C[c] = False
+    reach = limit_of(bound_C[:count], min(k + AHEAD, count))
+    for _ in range(2):
+        scored = _score(x_D, weights, cand_C, bound_C, count, reach, into)
+        if scored < k:  # only where numbers are not finite
+            return -INFINITE
+        reach = np.partition(score_C[:scored], scored - k)[scored - k]
+    kept = 0
+    for c in range(count):
+        if done_C[c] and value_C[c] * weights[2][cand_C[c]] >= reach and kept < k:
+            _insert(index_K, value_K, 0, kept, cand_C[c], value_C[c])
+            kept += 1
+    return reach
+
+
+@compiled
+def scratch(places: int) -> Any:
+    """Memory for `best_of`."""
+    return (
+        np.empty(places, np.float32),
+        np.empty(places, np.float32),
+        np.empty(places, np.int64),
+        np.empty(places, np.bool_),
+    )
+
+
+@compiled
+def top(
+    p_BM: Array,
+    bounds: Any,
+    scale_B: Array,
+    norm_B: Array,
+    add_B: Array,
+    columns: Array,
+    groups: int,
+    asked: int,
+    places: int,
     x_BD: Array,
-    W_MD: Array,
-    b_M: Array,
-    norm_M: Array,
-    cand_BC: Array,
-    bound_BC: Array,
-    count_B: Array,
-    limit_B: Array,
+    weights: Any,
     index_BK: Array,
     value_BK: Array,
     sure_B: Array,
 ) -> None:
-    """The k best candidates of each row in float32, by index; whether they are sure to be the best of all latents.
+    """Each row's best latents from a product that bounds them.
 
-    Those with the largest bounds are scored first; of the others only those whose bound reaches what the k-th of them scores.
+    A first limit is reached by `asked` of the groups' largest bounds. Where the k-th best candidate scores less, that score
+    becomes the limit: all that may score more are then candidates. A row is not sure where they need more than the places.
     """
-    room, k = cand_BC.shape[1], index_BK.shape[1]
-    score_C, kept_C = np.empty(room, np.float32), np.empty(room, np.float32)
-    done_C = np.empty(room, np.bool_)
-    for b in range(x_BD.shape[0]):
-        count = count_B[b]
-        sure_B[b] = False
-        if count < k or count > room:
-            continue
-        reach = _limit(bound_BC[b, :count], min(k + AHEAD, count))
-        for turn in range(2):
-            scored = 0
-            for c in range(count):
-                if turn == 0:
-                    done_C[c] = False
-                if not done_C[c] and bound_BC[b, c] >= reach:
-                    m = cand_BC[b, c]
-                    kept_C[c] = _dot(x_BD[b], W_MD[m]) + b_M[m]
-                    done_C[c] = True
-                if done_C[c]:
-                    score_C[scored] = kept_C[c] * norm_M[cand_BC[b, c]]
-                    scored += 1
-            if scored < k:  # only where numbers are not finite
+    rows, latents = p_BM.shape
+    u_M = np.empty(latents, np.float32)
+    best_N = np.empty(latents // groups, np.float32)
+    cand_C, bound_C, into = np.empty(places, np.int32), np.empty(places, np.float32), scratch(places)
+    for b in range(rows):
+        bounds(p_BM[b], scale_B[b], norm_B[b], add_B[b], columns, u_M)
+        _maxima(u_M, best_N, groups)
+        limit = limit_of(best_N, asked)
+        for _ in range(2):
+            count = _collect(u_M, best_N, groups, limit, cand_C, bound_C)
+            reach = best_of(x_BD[b], weights, cand_C, bound_C, count, into, index_BK[b], value_BK[b])
+            sure_B[b] = reach >= limit
+            if sure_B[b] or reach == -INFINITE:
                 break
-            reach = np.partition(score_C[:scored], scored - k)[scored - k]
-        if scored < k:
-            continue
-        sure_B[b] = reach >= limit_B[b]
-        kept = 0
-        for c in range(count):
-            if done_C[c] and kept_C[c] * norm_M[cand_BC[b, c]] >= reach and kept < k:
-                _insert(index_BK[b], value_BK[b], 0, kept, cand_BC[b, c], kept_C[c])
-                kept += 1
+            limit = reach
+
+
+@compiled
+def reaching(
+    p_BM: Array,
+    bounds: Any,
+    scale_B: Array,
+    norm_B: Array,
+    add_B: Array,
+    columns: Array,
+    groups: int,
+    limit: Any,
+    cand_BC: Array,
+    bound_C: Array,
+    count_B: Array,
+) -> None:
+    """Every latent whose score may reach `limit`. A count above the places means that some were lost."""
+    rows, latents = p_BM.shape
+    u_M = np.empty(latents, np.float32)
+    best_N = np.empty(latents // groups, np.float32)
+    for b in range(rows):
+        bounds(p_BM[b], scale_B[b], norm_B[b], add_B[b], columns, u_M)
+        _maxima(u_M, best_N, groups)
+        count_B[b] = _collect(u_M, best_N, groups, limit, cand_BC[b], bound_C)
+
+
+@compiled
+def count_above(score_BC: Array, count_B: Array, limit: Any, out_B: Array) -> None:
+    """How many of each row's candidates reach `limit`."""
+    for b in range(count_B.size):
+        there = 0
+        for c in range(count_B[b]):
+            there += int(score_BC[b, c] >= limit)
+        out_B[b] = there
+
+
+@compiled
+def scores_above(score_BC: Array, count_B: Array, limit: Any, start_B: Array, score_P: Array) -> None:
+    """Their scores, from each row's place in `start_B` on."""
+    for b in range(count_B.size):
+        at = start_B[b]
+        for c in range(count_B[b]):
+            if score_BC[b, c] >= limit and at < start_B[b + 1]:
+                score_P[at] = score_BC[b, c]
+                at += 1
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""What the two engines of the sparse step share: its parameters, the active values, the errors, the gradients.
+"""What the engines of the sparse step share: its parameters, the active values, the errors, the gradients.
 
 B rows, D residual width, M latents, P active pairs of row and latent (in row order, then by latent), L nested levels.
 """
@@ -102,8 +102,8 @@ class Engine(Protocol):
         """Norm of each row (M)."""
         ...
 
-    def squared_norm(self, gradient: Weights) -> float:
-        """Sum of squares of all entries."""
+    def squared_norm(self, gradient: Weights) -> float | torch.Tensor:
+        """Sum of squares of all entries; a tensor where reading a number would wait for the device."""
         ...
 
     def adam(self, weights: Weights, gradient: Weights, mean: Weights, square: Weights, rate: "AdamRate") -> None:
@@ -120,5 +120,5 @@ class AdamRate(NamedTuple):
     eps: float
     step: int
     """counted from 1"""
-    clip: float
+    clip: float | torch.Tensor
     """what gradients are multiplied by first"""

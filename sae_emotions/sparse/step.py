@@ -49,21 +49,31 @@ class Loss(NamedTuple):
 
 def engine_for(device: torch.device, weights: int, origin_D: torch.Tensor | None = None, fixed: bool = False) -> Engine:
     """The fastest engine for a device and this many encoder weights: see `sparse.compiled` for the rest."""
-    if weights < WORTH or not _compiles(device):
+    compiler = _compiler(device)
+    if weights < WORTH or compiler is None:
         return Plain()
+    if compiler == "triton":
+        from sae_emotions.sparse.triton_engine import Triton
+
+        return Triton(fixed)
     from sae_emotions.sparse.compiled import Compiled
 
     return Compiled(origin_D, fixed=fixed)
 
 
-def _compiles(device: torch.device) -> bool:
-    return device.type == "cpu" and find_spec("numba") is not None
+def _compiler(device: torch.device) -> str | None:
+    """The library that compiles the step for a device, where it is installed."""
+    library = {"cpu": "numba", "cuda": "triton"}.get(device.type)
+    return library if library and find_spec(library) else None
 
 
 def spoken(device: torch.device) -> str:
     """How the TopK family trains and encodes on a device, in words."""
-    if not _compiles(device):
+    compiler = _compiler(device)
+    if compiler is None:
         return f"TopK family: sparse, in PyTorch on the {device.type}"
+    if compiler == "triton":
+        return "TopK family: sparse, in Triton, screened in float16, settled in float32"
     from sae_emotions.sparse.screen import fastest
 
     return f"TopK family: sparse, compiled by numba, screened in {fastest()}, settled in float32"
@@ -132,5 +142,6 @@ def apply_adam(
     engine: Engine, weights: Weights, gradient: Weights, mean: Weights, square: Weights, rate: AdamRate, most: float
 ) -> None:
     """Clip the gradient to a norm of `most`, as torch does, and take one step of Adam."""
-    norm = engine.squared_norm(gradient) ** 0.5
-    engine.adam(weights, gradient, mean, square, rate._replace(clip=rate.clip * min(1.0, most / (norm + 1e-6))))
+    share = most / (engine.squared_norm(gradient) ** 0.5 + 1e-6)
+    least = share.clamp(max=1.0) if isinstance(share, torch.Tensor) else min(1.0, share)
+    engine.adam(weights, gradient, mean, square, rate._replace(clip=rate.clip * least))

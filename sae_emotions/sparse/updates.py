@@ -124,6 +124,15 @@ def gradients(
 
 
 @compiled
+def add_rows(x_BD: Array, factor_B: Array, total_D: Array) -> None:
+    """Add rows times their factors to `total_D`."""
+    for b in range(x_BD.shape[0]):
+        x, factor = x_BD[b], factor_B[b]
+        for d in range(total_D.size):
+            total_D[d] += factor * x[d]
+
+
+@compiled
 def adam(
     W_MD: Array,
     g_MD: Array,

@@ -4,16 +4,17 @@ screen (encoder forward, one dense encoder gradient, sparse decode, all float32)
 
 import torch
 import torch.nn.functional as F
-from common import Settings, mean, obey, settings
+from common import Settings, batches, mean, obey, settings
 
 
 def lb2(task: Settings) -> None:
     """Serve the bound as if it were a step."""
     width = len(mean(task))
-    W_MD, b_M = torch.randn(task.d_sae, width) / width**0.5, torch.zeros(task.d_sae)
-    grad_BM = torch.zeros(task.batch, task.d_sae)
-    index_BK = torch.randint(0, task.d_sae, (task.batch, task.k))
-    value_BK = torch.rand(task.batch, task.k)
+    with torch.device(task.device):
+        W_MD, b_M = torch.randn(task.d_sae, width) / width**0.5, torch.zeros(task.d_sae)
+        grad_BM = torch.zeros(task.batch, task.d_sae)
+        index_BK = torch.randint(0, task.d_sae, (task.batch, task.k))
+        value_BK = torch.rand(task.batch, task.k)
 
     def step(x_BD: torch.Tensor) -> None:
         F.linear(x_BD, W_MD, b_M)
@@ -21,7 +22,7 @@ def lb2(task: Settings) -> None:
         F.embedding_bag(index_BK, W_MD, per_sample_weights=value_BK, mode="sum")
 
     with torch.inference_mode():
-        obey(task, step, dict)
+        obey(batches(task), task.device, step, dict)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What every worker does: read rows from disk, take some steps when told to, answer with their seconds.
+"""What every worker does: take some steps when told to, answer with their seconds.
 
-A worker is started with one JSON argument (`Settings`), and then obeys one JSON line after the other on its standard input:
-{"steps": n} is answered by {"seconds": [...]}, {"quality": true} by what `quality` returns, an empty line ends it.
+A worker is started with one JSON argument (`Settings`, or for a harvest `reading.Task`), and then obeys one JSON line after
+the other on its standard input: {"steps": n} is answered by {"seconds": [...]}, {"quality": true} by what the worker
+measures, an empty line ends it.
 
 B rows of a batch, D residual width.
 """
@@ -43,13 +44,18 @@ class Settings(NamedTuple):
 _answers = os.fdopen(os.dup(1), "w")
 
 
-def settings() -> Settings:
-    """The task, from the command line. Whatever the library prints goes to standard error."""
+def told() -> dict[str, Any]:
+    """The task as plain data, from the command line. Whatever the library prints goes to standard error."""
     os.dup2(2, 1)
-    found = Settings(**json.loads(sys.argv[1]))
-    torch.set_num_threads(found.threads)
+    found: dict[str, Any] = json.loads(sys.argv[1])
+    torch.set_num_threads(found["threads"])
     torch.manual_seed(0)
     return found
+
+
+def settings() -> Settings:
+    """The task of a training worker."""
+    return Settings(**told())
 
 
 def batches(task: Settings) -> Iterator[torch.Tensor]:
@@ -102,10 +108,15 @@ def answer(what: dict[str, Any]) -> None:
     print(json.dumps(what), file=_answers, flush=True)
 
 
-def obey(task: Settings, step: Callable[[torch.Tensor], object], measured: Callable[[], dict[str, float]]) -> None:
-    """Take steps and measure, as told, until told to end."""
-    source = batches(task)
-    answer({"ready": True})
+def obey(
+    source: Iterator[Any],
+    device: str,
+    step: Callable[[Any], object],
+    measured: Callable[[], dict[str, Any]],
+    **what: Any,
+) -> None:
+    """Take steps on what `source` gives and measure, as told, until told to end; the first answer says `what` besides."""
+    answer({"ready": True, **what})
     for line in sys.stdin:
         if not line.strip():
             return
@@ -115,10 +126,10 @@ def obey(task: Settings, step: Callable[[torch.Tensor], object], measured: Calla
             continue
         seconds = []
         for _ in range(order["steps"]):
-            x_BD = next(source)
-            finish(task.device)
+            given = next(source)
+            finish(device)
             start = time.perf_counter()
-            step(x_BD)
-            finish(task.device)
+            step(given)
+            finish(device)
             seconds.append(time.perf_counter() - start)
         answer({"seconds": seconds})

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from common import mean, obey, quality, settings
+from common import batches, mean, obey, quality, settings
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.top_k import TopKTrainer
 
@@ -36,7 +36,10 @@ def main() -> None:
         taken += 1
 
     obey(
-        task, step, lambda: quality(task, lambda x_BD: trainer.ae.encode(x_BD, use_threshold=False), trainer.ae.decode)
+        batches(task),
+        task.device,
+        step,
+        lambda: quality(task, lambda x_BD: trainer.ae.encode(x_BD, use_threshold=False), trainer.ae.decode),
     )
 
 

@@ -1,13 +1,17 @@
-"""SAELens through its own trainer: `default`, `autocast` (bfloat16), `sparse` (its sparse activations)."""
+"""SAELens through its own trainer: `default`, `autocast` (bfloat16), `sparse` (its sparse activations), `auxk` (some latents
+dead at every step).
+"""
 
 from typing import Any
 
 import sae_lens
-from common import Settings, mean, obey, quality, settings
+from common import Settings, batches, mean, obey, quality, settings
 from sae_lens import SAETrainer
 from sae_lens.config import SAETrainerConfig
 
 Classes = dict[str, tuple[Any, Any]]
+DEAD = 0.05
+"""share of latents that `auxk` counts as dead, whether they have fired or not"""
 CLASSES: Classes = {
     "topk": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig),
     "batchtopk": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig),
@@ -27,6 +31,12 @@ def built(task: Settings, classes: Classes, trainer_class: Any) -> tuple[Any, An
     sae = sae_class(config_class(d_in=len(start_D), d_sae=task.d_sae, k=task.k, device=task.device, **more))
     sae.b_dec.data.copy_(start_D)
     return sae, trainer_class(trainer_config(task), sae, iter(()))
+
+
+def bury(task: Settings, trainer: Any) -> None:
+    """Let the first latents count as dead in the next step, where the variant asks for it."""
+    if task.variant == "auxk":
+        trainer.n_forward_passes_since_fired[: round(DEAD * task.d_sae)] = 10**6
 
 
 def trainer_config(task: Settings) -> Any:
@@ -50,10 +60,11 @@ def main() -> None:
     sae, trainer = built(task, CLASSES, SAETrainer)
 
     def step(x_BD: Any) -> None:
+        bury(task, trainer)
         trainer.step(x_BD)
         trainer.n_training_steps += 1
 
-    obey(task, step, lambda: quality(task, sae.encode, sae.decode))
+    obey(batches(task), task.device, step, lambda: quality(task, sae.encode, sae.decode))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
 
     def encode(x_BD: torch.Tensor) -> torch.Tensor:
         found = sae.encode(x_BD)
-        return torch.zeros(len(x_BD), task.d_sae).scatter_(1, found.top_indices, found.top_acts)
+        return x_BD.new_zeros(len(x_BD), task.d_sae).scatter_(1, found.top_indices, found.top_acts)
 
     def decode(acts_BM: torch.Tensor) -> torch.Tensor:
         return acts_BM @ sae.W_dec + sae.b_dec
@@ -87,6 +87,7 @@ def main() -> None:
                 left = order["steps"]
         left -= 1
         x_BD = next(source)
+        finish(task.device)
         start = time.perf_counter()
         return x_BD
 
