@@ -249,10 +249,11 @@ def _sources(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
+    from sae_emotions.harvest.readers import spoken as forward
     from sae_emotions.machine import device, doctor
     from sae_emotions.sparse.step import spoken
 
-    facts = doctor() | {"training_step": spoken(device())}
+    facts = doctor() | {"forward_pass": forward(device()), "training_step": spoken(device())}
     if options.json:
         _print(facts)
         return

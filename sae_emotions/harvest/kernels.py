@@ -27,7 +27,7 @@ SIGN, SIZE, LEAST = np.int32(31), np.int32(0x7FFFFFFF), np.int32(-(2**31))
 
 
 @compiled
-def _power(t: Any) -> Any:
+def power(t: Any) -> Any:
     """2^t; what underflows is 2^-126."""
     t = min(max(t, LOWEST), HIGHEST)
     whole = np.floor(t + HALF)
@@ -74,7 +74,7 @@ def gate(both_NF: Array, out_NF: Array) -> None:
         g, u, out = both_NF[n, :width], both_NF[n, width:], out_NF[n]
         for d in range(width):
             v = up(g[d])
-            store(out, d, v / (ONE + _power(-v * LOG2E)) * up(u[d]))
+            store(out, d, v / (ONE + power(-v * LOG2E)) * up(u[d]))
 
 
 @compiled
@@ -115,7 +115,7 @@ def rotate(
 
 
 @compiled
-def _turned(bits: Any) -> Any:
+def turned(bits: Any) -> Any:
     """Bits of a float32 as an integer of the same order, and back: a loop over integers finds their largest in parallel."""
     return bits ^ ((bits >> SIGN) & SIZE)
 
@@ -139,11 +139,11 @@ def softmax(scores_: Array, length_W: Array, first: int, over_: Array) -> None:
                 stop = min(wide, (seen + LANES - 1) // LANES * LANES)
                 largest = LEAST
                 for j in range(stop):
-                    largest = max(largest, _turned(np.int32(as_bits(up(row[j])))) if j < seen else LEAST)
-                most = as_float(np.uint32(_turned(largest)))
+                    largest = max(largest, turned(np.int32(as_bits(up(row[j])))) if j < seen else LEAST)
+                most = as_float(np.uint32(turned(largest)))
                 total = ZERO
                 for j in range(stop):
-                    weight = _power(up(row[j]) - most)
+                    weight = power(up(row[j]) - most)
                     weight = weight if j < seen else ZERO
                     total += weight
                     store(row, j, weight)

@@ -189,5 +189,5 @@ class Reading:
 def spoken(device: torch.device) -> str:
     """How models are read on a device, in words."""
     if not compiles(device):
-        return f"forward pass: the model's own, on the {device.type}"
-    return "forward pass: fused by numba where the blocks are Llama's and the text is long, else the model's own"
+        return f"the model's own, on the {device.type}"
+    return "fused by numba where a model's blocks are Llama's and the text is long, else the model's own"
