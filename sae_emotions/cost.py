@@ -7,10 +7,10 @@ from sae_emotions.artefact import read_json
 from sae_emotions.causal.estimate import estimate as ablation
 from sae_emotions.concepts.concept_set import ConceptSet
 from sae_emotions.config import RunConfig
+from sae_emotions.dictionary.group import SPARSE, groups, training_bytes
 
 TOKENS_PER_WORD = 1.35
 """English prose under common tokenizers, for texts that are not tokenised yet."""
-SPARSE = {"topk", "batchtopk", "matryoshka_batchtopk"}
 DENSE_EFFICIENCY = 0.8
 """Rate of one of SAELens' dense training steps against 12 x d_in x d_sae operations a row in float32."""
 LABELLED = 300
@@ -106,11 +106,12 @@ def estimate(
         lines.append(Line("report", "report.html, summary.json", 0.2))
     disk = len(config.harvest.blocks) * round(rows) * bytes_a_row + 12 * tokens + 2 * width * model["vocabulary"]
     disk += sum(8 * width * dictionary.d_sae for dictionary in config.dictionaries)
-    weights = 4 * model["parameters"]
+    cut = groups([one for one in config.dictionaries if f"train:{one.name}" not in done], width)
+    together = max(cut, key=lambda group: sum(training_bytes(one, width) for one in group), default=[])
+    disk += sum(24 * width * one.d_sae for one in together)  # checkpoints
     largest = max(dictionary.d_sae for dictionary in config.dictionaries)
-    memory = (
-        1_000_000_000 + weights + 4 * (8 * width * largest + 2 * 4096 * largest) + 8 * len(concepts.texts) * largest
-    )
+    memory = 1_000_000_000 + 4 * model["parameters"] + sum(training_bytes(one, width) for one in together)
+    memory += 4 * (2 * width + 2 * 4096) * largest + 8 * len(concepts.texts) * largest
     return Cost(tuple(lines), tokens, disk, memory)
 
 
