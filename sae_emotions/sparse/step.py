@@ -100,8 +100,8 @@ def loss_and_gradient(
     gradient = engine.gradients(x_BD, weights, active, errors, rule.level_M)
     aux = errors.loss_L.new_zeros(())
     if dead_M is not None and rule.aux_coefficient and bool(dead_M.any()):
-        left_BD = errors.error_BLD[:, -1] * (-len(x_BD) / 2)
-        aux = revive(engine, x_BD, left_BD, weights, norm_M, dead_M.nonzero()[:, 0], rule.aux_coefficient, gradient)
+        error_BD = errors.error_BLD[:, -1]
+        aux = revive(engine, x_BD, error_BD, weights, norm_M, dead_M.nonzero()[:, 0], rule.aux_coefficient, gradient)
     return Loss(errors.loss_L, aux, gradient, active, engine.scores(active, norm_M), errors)
 
 
