@@ -9,7 +9,7 @@ from sae_emotions.artefact import read_json
 FOLDER = Path(__file__).parent / "results"
 KINDS = {"topk": "TopK", "batchtopk": "BatchTopK", "matryoshka": "Matryoshka"}
 COMMANDS = {
-    "train": "--run runs/demo --kinds topk batchtopk matryoshka auxk family --vectors 40000",
+    "train": "--run runs/demo --kinds topk batchtopk matryoshka family --rounds 3 --vectors 102400",
     "harvest": "",
     "encode": "--run runs/demo",
     "scaling": "--run runs/demo",
@@ -95,7 +95,7 @@ def train(speed: dict[str, Any]) -> str:
             "",
             f"Medians of steps taken in turns: {settings}{allocator}.",
             "",
-            *_quality(tables),
+            *_quality(found["equal_data"]),
             *_checks(found),
             "",
         ]
@@ -107,9 +107,8 @@ def _quality(tables: list[dict[str, Any]]) -> list[str]:
     lines = []
     for table in tables:
         found = [f"{NAMES.get(name, name).strip('*')} {one['fvu']:.4f}" for name, one in table["quality"].items()]
-        if found:
-            what = f"{KINDS[table['kind']]}, {table['d_sae']:,} latents"
-            lines.append(f"* {what}, variance unexplained after {table['quality_after']:,} rows: {', '.join(found)}")
+        what = f"{KINDS[table['kind']]}, {table['d_sae']:,} latents"
+        lines.append(f"* {what}, variance unexplained after {table['after']:,} rows: {', '.join(found)}")
     return lines
 
 

@@ -7,10 +7,10 @@ from sae_emotions.artefact import read_json
 from sae_emotions.causal.estimate import estimate as ablation
 from sae_emotions.concepts.concept_set import ConceptSet
 from sae_emotions.config import RunConfig
+from sae_emotions.dictionary.group import SPARSE, groups, training_bytes
 
 TOKENS_PER_WORD = 1.35
 """English prose under common tokenizers, for texts that are not tokenised yet."""
-SPARSE = {"topk", "batchtopk", "matryoshka_batchtopk"}
 DENSE_EFFICIENCY = 0.8
 """Rate of one of SAELens' dense training steps against 12 x d_in x d_sae operations a row in float32."""
 LABELLED = 300
@@ -31,7 +31,7 @@ class Efficiency(NamedTuple):
 
 
 IN_FLOAT32 = Efficiency(forward=0.75, sparse=2.5, encode=1.0, ablation=0.55)  # AVX2
-IN_BFLOAT16 = Efficiency(forward=0.62, sparse=3.6, encode=1.9, ablation=0.25)  # AVX-512 with BF16 and VNNI
+IN_BFLOAT16 = Efficiency(forward=0.77, sparse=5.2, encode=4.0, ablation=0.25)  # AVX-512 with BF16 and VNNI
 
 
 class Speed(NamedTuple):
@@ -95,7 +95,7 @@ def estimate(
             lines.append(Line(f"train {name}", what, seen * 6 * product / (exact * step) / 60))
         if f"label:{name}" not in done:
             what = f"{dictionary.d_sae:,} features x {len(concepts.concepts)} concepts, {config.label.permutations} permutations"
-            lines.append(Line(f"label {name}", what, (rows * 2 * product / (exact * share.encode) + 45) / 60))
+            lines.append(Line(f"label {name}", what, (rows * 2 * product / (exact * share.encode) + 30) / 60))
         if f"ablate:{name}" not in done:
             above = blocks - dictionary.block - 1
             features = min(LABELLED, config.ablate.features or LABELLED)
@@ -106,11 +106,12 @@ def estimate(
         lines.append(Line("report", "report.html, summary.json", 0.2))
     disk = len(config.harvest.blocks) * round(rows) * bytes_a_row + 12 * tokens + 2 * width * model["vocabulary"]
     disk += sum(8 * width * dictionary.d_sae for dictionary in config.dictionaries)
-    weights = 4 * model["parameters"]
+    cut = groups([one for one in config.dictionaries if f"train:{one.name}" not in done], width)
+    together = max(cut, key=lambda group: sum(training_bytes(one, width) for one in group), default=[])
+    disk += sum(24 * width * one.d_sae for one in together)  # checkpoints
     largest = max(dictionary.d_sae for dictionary in config.dictionaries)
-    memory = (
-        1_000_000_000 + weights + 4 * (8 * width * largest + 2 * 4096 * largest) + 8 * len(concepts.texts) * largest
-    )
+    memory = 1_000_000_000 + 4 * model["parameters"] + sum(training_bytes(one, width) for one in together)
+    memory += 4 * (2 * width + 2 * 4096) * largest + 8 * len(concepts.texts) * largest
     return Cost(tuple(lines), tokens, disk, memory)
 
 

@@ -101,7 +101,9 @@ def test_a_training_table_names_who_is_faster(fake: None, tmp_path: Path, monkey
     table = train.compare(train.Shape("topk", 8, 2, 100), ["ours", "other"], (tmp_path, tmp_path), options)
     assert [row["ours_is_faster_by"] for row in table["candidates"]] == pytest.approx([1, 0.5, 2])
     assert table["candidates"][0]["vectors_per_second"] == pytest.approx(500)
-    assert table["quality"]["other (slow)"] == {"fvu": 0.5}
+    equal = train.equal_data(train.Shape("topk", 8, 2, 100), ["ours", "other", "bounds"], (tmp_path, tmp_path), options)
+    assert equal["after"] == 200
+    assert equal["quality"]["other (slow)"] == {"fvu": 0.5}
     assert "other (quick) is faster than ours here, 2.00 times." in train.rendered(table)
     assert "other (slow) is faster" not in train.rendered(table)
 

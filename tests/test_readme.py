@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from eval.readme import BLOCK, MAKERS, README, filled, read
 from sae_emotions.config import parse_config
+from sae_emotions.dictionary.group import SHARE, groups
 
 ROOT = Path(__file__).parents[1]
 TEXT = README.read_text(encoding="utf-8")
@@ -44,6 +46,24 @@ def test_the_check_of_the_script_agrees() -> None:
 def test_the_example_config_loads() -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     assert parse_config(yaml.safe_load(block), "the README").dictionaries[0].d_sae == 16384
+
+
+def test_the_sweep_is_what_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_emotions.dictionary.group.training_memory_gb", lambda: 1000.0)
+    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (sweep,) = re.findall(r"`(sweep: .*?)`", TEXT)
+    data = yaml.safe_load(block)
+    del data["dictionaries"]
+    data["harvest"]["blocks"] = [18, 22]
+    swept = parse_config(data | yaml.safe_load(sweep), "the README").dictionaries
+    assert (len(swept), f"`{swept[0].name}`" in TEXT) == (16, True)
+    assert len(groups(swept, 64)) == 1
+    keys = re.search(r"same rows\s\(same (.*?)\)", TEXT)
+    assert keys is not None
+    for key in re.findall(r"`(\w+)`", keys[1]):
+        changed = swept[0].model_copy(update={"name": "other", key: 0.5})
+        assert len(groups([*swept, changed], 64)) == 2, key
+    assert SHARE == 0.5
 
 
 def test_linked_files_and_named_paths_exist() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sae_emotions import vector
 from sae_emotions.adapters.saelens import trainer, training_sae
 from sae_emotions.config import DictionaryConfig
+from sae_emotions.sparse import screen
 from sae_emotions.sparse import step as sparse_step
 from sae_emotions.sparse.compiled import Compiled
 from sae_emotions.sparse.plain import Plain, largest
@@ -177,6 +178,20 @@ def test_the_selection_is_that_of_float64(kind: str, stored: bool) -> None:
     assert not (differs_B & ~near_B).any()
     assert int(near_B.sum()) < 60
     fast.threads.close()
+
+
+@pytest.mark.parametrize(("own", "screening", "wanted"), [(1e-9, 0, "vnni"), (1e3, 0, "torch"), (1e3, 1e6, "vnni")])
+def test_the_screen_is_what_this_machine_is_fastest_at(
+    monkeypatch: pytest.MonkeyPatch, own: float, screening: float, wanted: str
+) -> None:
+    """Our own product where it is there and faster; torch's only if it is faster with the reading of bounds on top."""
+    monkeypatch.setattr(screen, "_own_product", lambda: own)
+    monkeypatch.setattr(screen, "_screening", lambda product: screening)
+    monkeypatch.setattr(screen, "_seconds", lambda work: 1.0)
+    monkeypatch.setattr(vector, "there", lambda: True)
+    assert (screen.fastest.__wrapped__() == "vnni") == (wanted == "vnni")
+    monkeypatch.setattr(vector, "there", lambda: False)
+    assert screen.fastest.__wrapped__() != "vnni"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ FOLDER = Path(__file__).parent / "triton"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["interpreted", "compiled"])
 def test_kernels(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("importlib.util").find_spec("triton") or pytest.skip("Triton is not here")
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not here")
     env = os.environ | {"TRITON_INTERPRET": str(int(name == "interpreted")), "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / f"{name}.py")]
     done = subprocess.run(command, env=env, cwd=FOLDER.parents[1], capture_output=True, text=True, check=False)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from sae_emotions.artefact import read_json
+from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import DictionaryConfig, RunConfig, parse_config
+from sae_emotions.cost import Speed, estimate
 from sae_emotions.dictionary import group, member
 from sae_emotions.dictionary.data import prefetched
 from sae_emotions.dictionary.group import groups, training_bytes
@@ -204,6 +206,21 @@ def test_groups_read_the_same_rows_and_fit_into_memory(config: RunConfig, monkey
     assert [len(part) for part in groups(same, 32)] == [3, 3, 1]
     monkeypatch.setattr(group, "training_memory_gb", lambda: size / 2**31)
     assert [len(part) for part in groups(same, 32)] == [1] * 7
+
+
+def test_the_estimate_counts_what_trains_at_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"d_model": 32, "blocks": 4, "parameters": 100_000, "vocabulary": 123}
+    concepts = load_concepts(config.concepts)
+
+    def memory(done: set[str], gigabytes: float) -> int:
+        monkeypatch.setattr(group, "training_memory_gb", lambda: gigabytes)
+        return estimate(config, model, concepts, Speed(100.0, 100.0), True, done).memory_bytes
+
+    sizes = [training_bytes(one, 32) for one in config.dictionaries]
+    none = memory({f"train:{name}" for name in NAMES}, 64.0)
+    assert memory(set(), 64.0) - none == sum(sizes)
+    assert memory({"train:wide"}, 64.0) - none == sum(sizes) - sizes[NAMES.index("wide")]
+    assert memory(set(), 1e-9) - none == max(sizes)
 
 
 def parse_dictionary(base: DictionaryConfig, name: str, changes: dict[str, Any]) -> DictionaryConfig:

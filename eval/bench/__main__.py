@@ -49,6 +49,7 @@ def _train(one: argparse.ArgumentParser) -> None:
     one.add_argument("--peers", nargs="+", default=list(TRAIN_PEERS), choices=TRAIN_PEERS, help="default: all")
     one.add_argument("--rounds", type=int, default=5, help="turns of each library (default: 5)")
     one.add_argument("--vectors", type=int, default=0, help="measure quality after this many vectors (default: not)")
+    one.add_argument("--quality-d-sae", type=int, default=2048, help="latents for that (default: 2048)")
     _picture(one)
 
 

@@ -36,7 +36,7 @@ FAMILY = {"batchtopk": 1.15, "matryoshka": 1.3, "auxk": 1.1}
 def of_family(table: dict[str, Any]) -> list[dict[str, Any]]:
     """A `family` table against `FAMILY`."""
     took = {row["name"].removeprefix("ours (").removesuffix(")"): row["step_ms"] for row in table["candidates"]}
-    names = {"batchtopk": "BatchTopK", "matryoshka": "Matryoshka", "auxk": "TopK with 5 % of its latents dead (AuxK)"}
+    names = {"batchtopk": "BatchTopK", "matryoshka": "Matryoshka", "auxk": "TopK with 1 % of its latents dead (AuxK)"}
     where = f"d_sae {table['d_sae']:,}"
     return [
         Check(f"{names[name]}: a step in times of TopK's, {where}", took[name] / took["topk"], limit).data()

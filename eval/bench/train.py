@@ -73,11 +73,7 @@ def write_rows(run: Path, block: int | None, folder: Path) -> tuple[Path, Path]:
     return rows, centre
 
 
-def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: dict[str, Any]) -> dict[str, Any]:
-    """One table: each candidate's vectors a second with their spread, and ratios of ours to it.
-
-    `options`: rounds, vectors (for quality; 0 measures none), tuned (the allocator), folder (for logs).
-    """
+def _workers(shape: Shape, names: list[str], rows: tuple[Path, Path], options: dict[str, Any]) -> list[Worker]:
     task = {
         "rows": str(rows[0]),
         "centre": str(rows[1]),
@@ -94,21 +90,38 @@ def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: di
         f"{shape.kind}, {shape.d_sae:,} latents, k {shape.k}, {shape.batch:,} rows a step: {', '.join(map(str, chosen))}"
     )
     workers = [Worker(one, "train", task, options["folder"], options["tuned"]) for one in chosen]
+    for worker in workers:
+        worker.ready()
+    return workers
+
+
+def compare(shape: Shape, names: list[str], rows: tuple[Path, Path], options: dict[str, Any]) -> dict[str, Any]:
+    """One table: each candidate's vectors a second with their spread, and ratios of ours to it.
+
+    `options`: rounds, vectors (see `equal_data`), tuned (the allocator), folder (for logs).
+    """
+    workers = _workers(shape, names, rows, options)
     try:
-        for worker in workers:
-            worker.ready()
         seconds = in_turns(workers, options["rounds"])
-        quality = {}
-        for worker in workers if options["vectors"] else []:
-            if worker.candidate.library != "bounds":
-                taken = len(seconds[worker.candidate]) + 4
-                worker.steps(max(1, options["vectors"] // shape.batch - taken))
-                quality[str(worker.candidate)] = worker.quality()
     finally:
         for worker in workers:
             worker.stop()
-    found = {"candidates": _table(seconds, shape.batch), "quality": quality, "quality_after": options["vectors"]}
-    return shape._asdict() | found
+    return shape._asdict() | {"candidates": _table(seconds, shape.batch)}
+
+
+def equal_data(shape: Shape, names: list[str], rows: tuple[Path, Path], options: dict[str, Any]) -> dict[str, Any]:
+    """What each candidate has learned after the same `vectors`: FVU, L0, silent share."""
+    steps = max(1, options["vectors"] // shape.batch)
+    quality = {}
+    workers = _workers(shape, [name for name in names if name != "bounds"], rows, options)
+    try:
+        for worker in workers:
+            worker.steps(steps)
+            quality[str(worker.candidate)] = worker.quality()
+    finally:
+        for worker in workers:
+            worker.stop()
+    return shape._asdict() | {"after": steps * shape.batch, "quality": quality}
 
 
 def _table(seconds: dict[Candidate, list[float]], batch: int) -> list[dict[str, Any]]:
@@ -127,16 +140,20 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         rows = write_rows(options["run"], options["block"], Path(folder))
         options = options | {"folder": Path(folder)}
-        tables = []
+        tables, equal = [], []
         for kind in options["kinds"]:
             for d_sae in options["d_sae"]:
                 shape = Shape(kind, d_sae, options["k"], options["batch"])
                 tables.append(compare(shape, options["peers"], rows, options))
                 say(rendered(tables[-1]))
+            if options["vectors"] and kind not in ("auxk", "family"):
+                shape = Shape(kind, options["quality_d_sae"], options["k"], options["batch"])
+                equal.append(equal_data(shape, options["peers"], rows, options))
+                say(rendered_quality(equal[-1]))
     checks = [check for table in tables if table["kind"] == "family" for check in of_family(table)]
     for check in checks:
         say(sentence(check))
-    return {"limits_gops": products(device().type), "tables": tables, "checks": checks}
+    return {"limits_gops": products(device().type), "tables": tables, "equal_data": equal, "checks": checks}
 
 
 def rendered(table: dict[str, Any]) -> str:
@@ -149,7 +166,12 @@ def rendered(table: dict[str, Any]) -> str:
             f"  {row['name']:<32} {row['vectors_per_second']:10,.0f} vectors/s  {row['step_ms']:8.1f} ms "
             f"({low:.1f} to {high:.1f})  {ratio}"
         )
-    lines += faster_than_ours(table["candidates"])
+    return "\n".join(lines + faster_than_ours(table["candidates"]))
+
+
+def rendered_quality(table: dict[str, Any]) -> str:
+    """What each candidate has learned, as lines for a person."""
+    lines = [f"{table['kind']}, d_sae {table['d_sae']:,}, k {table['k']}, after {table['after']:,} rows"]
     for name, found in table["quality"].items():
         lines.append(f"  {name:<32} " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
     return "\n".join(lines)

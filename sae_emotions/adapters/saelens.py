@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sae_emotions.artefact import read_json, write_json
 from sae_emotions.config import DictionaryConfig, PretrainedConfig
 from sae_emotions.errors import UserError
 
@@ -95,13 +96,14 @@ def trainer(config: DictionaryConfig, sae: Any, rows: int, scale: float, device:
 
 
 def step_together(trainers: Sequence[Any], x_BD: torch.Tensor) -> list[Any]:
-    """One step of each trainer on the same raw rows; returns their outputs.
+    """One step of each trainer on the same raw rows, which go to the device once; returns their outputs.
 
     Where a step raised `UserError`, that stands in its output's place, and the others are not touched by it. Every trainer
     does exactly what it would do alone. An output may have to be read before its trainer's next step.
     """
     found: list[Any] = []
     for one in trainers:
+        x_BD = x_BD.to(one.sae.device)
         try:
             found.append(one.step(x_BD))
             one.n_training_steps += 1
@@ -115,11 +117,19 @@ def save(sae: Any, folder: Path, metadata: dict[str, Any]) -> None:
     for name, value in metadata.items():
         sae.cfg.metadata[name] = value
     sae.save_inference_model(folder)
+    _sort_keys(folder)
 
 
 def save_loaded(sae: Any, folder: Path) -> None:
     """Write an inference SAE as it is."""
     sae.save_model(folder)
+    _sort_keys(folder)
+
+
+def _sort_keys(folder: Path) -> None:
+    """SAELens writes cfg.json in the order of a set, which differs from one process to the next."""
+    path = folder / "cfg.json"
+    write_json(path, dict(sorted(read_json(path).items())))
 
 
 def load(folder: Path) -> Any:

@@ -10,6 +10,10 @@ from sae_emotions.machine import training_memory_gb
 
 SHARE = 0.5
 """Of the memory there is, what the dictionaries of one group may take."""
+SPARSE = {"topk", "batchtopk", "matryoshka_batchtopk"}
+"""Architectures that the sparse step trains."""
+SPARSE_ROOM, DENSE_ROOM = 6, 17
+"""Arrays of B x M that a step is given room for."""
 UNKNOWN_GB = 8.0
 """Memory of a machine that does not tell."""
 
@@ -17,12 +21,13 @@ UNKNOWN_GB = 8.0
 def training_bytes(dictionary: DictionaryConfig, width: int) -> int:
     """About what one SAE takes while it trains, in bytes; 0 for one that is loaded.
 
-    Eight arrays of D x M (encoder and decoder: weights, two moments, gradient) and five of B x M or so (what a dense step
-    makes of a batch; the sparse one makes less).
+    Eight arrays of D x M (encoder and decoder: weights, two moments, gradients), and what a step makes of a
+    batch, counted in arrays of B x M.
     """
     if dictionary.pretrained is not None:
         return 0
-    return 4 * dictionary.d_sae * (8 * width + 5 * dictionary.batch)
+    room = SPARSE_ROOM if dictionary.architecture in SPARSE else DENSE_ROOM
+    return 4 * dictionary.d_sae * (8 * width + room * dictionary.batch)
 
 
 def groups(dictionaries: Iterable[DictionaryConfig], width: int) -> list[list[DictionaryConfig]]:

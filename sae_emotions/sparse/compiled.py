@@ -3,6 +3,8 @@
 B rows, D residual width, M latents, C candidates a row, K active latents a row, P active pairs, L nested levels.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -205,6 +207,10 @@ class Compiled:
 
         self.threads.over(len(x_BD), work)
         return np.stack([sums[part] for part in sorted(sums)]).sum(0)
+
+    def share(self, count: int, work: Callable[[slice], object]) -> None:
+        """See `Engine`."""
+        self.threads.over(count, work)
 
     def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
         """See `Engine`."""

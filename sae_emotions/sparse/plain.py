@@ -5,6 +5,7 @@ B rows, D residual width, M latents, K active latents a row, P active pairs, L n
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 
@@ -126,6 +127,10 @@ class Plain:
             gWd_MD += _csr(start_M1, row_P, value_P, shape) @ errors.error_BLD[:, level].contiguous()
         gbe_M = torch.zeros_like(weights.be_M).index_add_(0, active.index_P, errors.grad_P)
         return Weights(gWe_MD, gbe_M, gWd_MD, errors.error_BLD[:, 0].sum(0) - gbe_M @ weights.We_MD)
+
+    def share(self, count: int, work: Callable[[slice], object]) -> None:
+        """See `Engine`."""
+        work(slice(0, count))
 
     def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
         """See `Engine`."""

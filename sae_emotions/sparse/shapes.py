@@ -3,6 +3,7 @@
 B rows, D residual width, M latents, P active pairs of row and latent (in row order, then by latent), L nested levels.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -84,6 +85,10 @@ class Engine(Protocol):
         self, x_BD: torch.Tensor, weights: Weights, active: Active, errors: Errors, level_M: torch.Tensor
     ) -> Weights:
         """Gradients of the mean squared error, all levels together."""
+        ...
+
+    def share(self, count: int, work: Callable[[slice], object]) -> None:
+        """Have `work` done on all of `count` rows, in parts that may run at once."""
         ...
 
     def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from sae_emotions.sparse.plain import Plain
+from sae_emotions.sparse.revive import revive
 from sae_emotions.sparse.shapes import Active, AdamRate, Engine, Errors, Weights
 
 WORTH = 2**20
@@ -76,7 +77,9 @@ def spoken(device: torch.device) -> str:
         return "TopK family: sparse, in Triton, screened in float16, settled in float32"
     from sae_emotions.sparse.screen import fastest
 
-    return f"TopK family: sparse, compiled by numba, screened in {fastest()}, settled in float32"
+    kind = fastest()
+    screen = "int8 on VNNI" if kind == "vnni" else kind
+    return f"TopK family: sparse, compiled by numba, screened in {screen}, settled in float32"
 
 
 def loss_and_gradient(
@@ -97,45 +100,9 @@ def loss_and_gradient(
     gradient = engine.gradients(x_BD, weights, active, errors, rule.level_M)
     aux = errors.loss_L.new_zeros(())
     if dead_M is not None and rule.aux_coefficient and bool(dead_M.any()):
-        left_BD = errors.error_BLD[:, -1] * (-len(x_BD) / 2)
-        aux = _revive(x_BD, left_BD, weights, norm_M, dead_M.nonzero()[:, 0], rule.aux_coefficient, gradient)
+        error_BD = errors.error_BLD[:, -1]
+        aux = revive(engine, x_BD, error_BD, weights, norm_M, dead_M.nonzero()[:, 0], rule.aux_coefficient, gradient)
     return Loss(errors.loss_L, aux, gradient, active, engine.scores(active, norm_M), errors)
-
-
-def _revive(
-    x_BD: torch.Tensor,
-    left_BD: torch.Tensor,
-    weights: Weights,
-    norm_M: torch.Tensor,
-    dead_N: torch.Tensor,
-    coefficient: float,
-    gradient: Weights,
-) -> torch.Tensor:
-    """AuxK (Gao et al. 2024, A.2), as SAELens scales it: the strongest dead latents predict what is left over.
-
-    Adds to `gradient`, and returns the loss. Only the dead latents' columns are computed.
-    """
-    rows, width = x_BD.shape
-    most = width // 2
-    scale = coefficient * min(len(dead_N) / most, 1.0)
-    centred_BD, We_ND, Wd_ND = x_BD - weights.bd_D, weights.We_MD[dead_N], weights.Wd_MD[dead_N]
-    acts_BN = torch.addmm(weights.be_M[dead_N], centred_BD, We_ND.t())
-    if len(dead_N) > most:
-        top = (acts_BN * norm_M[dead_N]).topk(most, -1, sorted=False).indices
-        mask_BN = torch.zeros_like(acts_BN).scatter_(-1, top, 1.0)
-        acts_BN *= mask_BN
-    off_BD = acts_BN @ Wd_ND - left_BD
-    loss = scale * off_BD.pow(2).sum() / rows
-    g_BD = off_BD.mul_(2 * scale / rows)
-    g_BN = g_BD @ Wd_ND.t()
-    if len(dead_N) > most:
-        g_BN *= mask_BN
-    bias_N = g_BN.sum(0)
-    gradient.Wd_MD[dead_N] += acts_BN.t() @ g_BD
-    gradient.We_MD[dead_N] += g_BN.t() @ centred_BD
-    gradient.be_M[dead_N] += bias_N
-    gradient.bd_D.sub_(bias_N @ We_ND)
-    return loss
 
 
 def apply_adam(

@@ -10,6 +10,7 @@ B rows, D residual width, M latents, C candidates a row, K active latents a row,
 R parts of latents' pairs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -139,6 +140,10 @@ class Triton:
         standing = (weights.We_MD, weights.bd_D, errors.error_BLD, errors.grad_P, level_M)
         made: Weights = self._gradients((x_BD.contiguous(), *active[:3]), standing)
         return made
+
+    def share(self, count: int, work: Callable[[slice], object]) -> None:
+        """See `Engine`."""
+        work(slice(0, count))
 
     def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
         """See `Engine`."""

@@ -10,7 +10,7 @@ from sae_lens import SAETrainer
 from sae_lens.config import SAETrainerConfig
 
 Classes = dict[str, tuple[Any, Any]]
-DEAD = 0.05
+DEAD = 0.01
 """share of latents that `auxk` counts as dead, whether they have fired or not"""
 CLASSES: Classes = {
     "topk": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig),

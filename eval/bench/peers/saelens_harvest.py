@@ -1,7 +1,7 @@
 """SAELens' ActivationsStore over a Hugging Face model, as its runner builds both.
 
-`default` has the runner's own settings; `best` reads with a bfloat16 model, in our batches, and does not mix, which was the
-fastest of its settings here.
+`default` has the runner's own settings; `best` reads with a bfloat16 model, in our batches, and does not mix. On one core,
+which others used too, that gave 901 tokens/s, batches of 32 windows 476, and its own autocast 86.
 """
 
 import datasets
