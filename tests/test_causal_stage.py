@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sae_emotions.causal import runners
 from sae_emotions.causal.ablate import ablate
 from sae_emotions.causal.material import first_of_each
 from sae_emotions.config import parse_config
@@ -99,6 +100,27 @@ def test_a_rerun_gives_the_same_tables_and_counts_its_work(config, run):
     assert summary["not_testable"] >= 1
     assert 0 < summary["largest_change_by_removing_nothing"] + 1e-9 < 1e-4
     assert summary["block_tokens"] < summary["block_tokens_of_full_forwards"]
+
+
+def test_changes_alone_give_the_effects_of_whole_passes(config, run, monkeypatch):
+    concept = KINDS["causal"][0]
+    label(run, {TRUTH.feature[concept]: concept})
+    found = {}
+    for worth in (runners.WORTH, 0):
+        monkeypatch.setattr(runners, "WORTH", worth)
+        ablate(config, run, NAME)
+        found[worth] = tables(run)
+    (whole, judged, summary), (alone, again, other) = found.values()
+    assert (summary["how"][:5], other["how"][:7]) == ("whole", "changes")
+    assert len(whole) == len(alone) > 10
+    most = max(abs(row["effect"]) for row in whole)
+    for one, two in zip(whole, alone, strict=True):
+        effect, z = one.pop("effect"), one.pop("z")
+        assert two.pop("effect") == pytest.approx(effect, rel=0.02, abs=0.005 * most)
+        assert two.pop("z") == pytest.approx(z, rel=0.05, abs=0.05)
+        assert one == two
+    assert [row["verdict"] for row in again] == [row["verdict"] for row in judged]
+    assert again[0]["kl"] == pytest.approx(judged[0]["kl"], rel=0.05, abs=1e-5)
 
 
 def test_each_concepts_best_feature_comes_first():

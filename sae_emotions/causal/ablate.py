@@ -9,6 +9,7 @@ Shapes: F features under test, L latents, T texts, S positions, K controls.
 
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 
 from sae_emotions.artefact import write_json, written_folder
-from sae_emotions.causal.collateral import CONTROLS, acts_of, kl_of_removal
+from sae_emotions.causal.collateral import CONTROLS, TOKENS, acts_of, kl_of_removal
 from sae_emotions.causal.controls import Matched, controls_each, halves, match
-from sae_emotions.causal.effects import Design, Effects, Measured, count_runs, effects, measure, words_of
+from sae_emotions.causal.effects import Design, Effects, Measured, amount, effects, measure, words_of
 from sae_emotions.causal.material import HeldOut, Material, gather
 from sae_emotions.causal.readouts import WordTree, word_tree
+from sae_emotions.causal.runners import Runner, runner_for
 from sae_emotions.causal.runs import Text, enter
 from sae_emotions.causal.tables import Collateral, Outcome, empty_summary, rule_text, summarise, write_tables
 from sae_emotions.causal.texts import Firing, choose, scan, strongest
@@ -104,7 +106,13 @@ def _design(
 
 
 def _collateral(
-    config: RunConfig, material: Material, upper: Upper, tokenizer: Any, enough: np.ndarray, matches: list[Matched]
+    config: RunConfig,
+    material: Material,
+    upper: Upper,
+    runner: Runner,
+    tokenizer: Any,
+    enough: np.ndarray,
+    matches: list[Matched],
 ) -> Collateral:
     """KL on neutral texts, of the features under test and of some of their controls."""
     used = np.unique(np.concatenate([one.controls_K for one in matches] or [np.zeros(0, np.int64)]))
@@ -114,18 +122,25 @@ def _collateral(
     texts = texts[: config.ablate.neutral_texts]
     with Progress("collateral", len(texts), "texts") as bar:
         kl_L = kl_of_removal(
-            upper, material.dictionary, texts, material.special, material.latents_L[places_L], bar.advance
+            upper, runner, material.dictionary, texts, material.special, material.latents_L[places_L], bar.advance
         )
     controls_K = kl_L[len(enough) :]
     limit = float(np.quantile(controls_K, 0.95)) if len(texts) and len(controls_K) else None
     return Collateral(kl_L[: len(enough)], limit, len(controls_K), len(texts))
 
 
-def _measured(upper: Upper, tree: WordTree, design: Design) -> tuple[Measured, Effects, int]:
-    runs = count_runs(design, tree)
+def _runner(dtype: str, upper: Upper, tree: WordTree, design: Design) -> tuple[Runner, int]:
+    """What runs the removals, and how many there are."""
+    found = amount(design, tree)
+    places = max(TOKENS, *(len(text.packed.ids_Q) for text in design.texts))
+    blocks = upper.last - upper.block
+    return runner_for(upper, found.positions * blocks, places, getattr(torch, dtype)), found.removals
+
+
+def _measured(runner: Runner, last: int, tree: WordTree, design: Design, runs: int) -> tuple[Measured, Effects]:
     with Progress("ablate", runs, "removals") as bar:
-        measured = measure(upper, tree, design, bar.advance)
-    return measured, effects(measured, design), runs
+        measured = measure(runner, last, tree, design, bar.advance)
+    return measured, effects(measured, design)
 
 
 def ablate(config: RunConfig, run: Path, name: str) -> Path:
@@ -152,7 +167,11 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     uses = _uses(read.firing, len(material.own_F), config.ablate.max_texts)
     enough = np.array([f for f, texts in enumerate(uses) if len(texts) >= config.ablate.min_texts], dtype=np.int64)
     design = _design(config, material, tree, read, enough, [uses[f] for f in enough])
-    measured, found, runs = _measured(upper, tree, design)
+    runner, runs = _runner(material.dtype, upper, tree, design)
+    with closing(runner):
+        measured, found = _measured(runner, upper.last, tree, design, runs)
+        block_tokens = runner.block_tokens
+        collateral = _collateral(config, material, upper, runner, model.tokenizer, enough, list(design.matches))
     rng = np.random.default_rng([config.seed, 3])
     held = [halves(len(one.controls_K), rng) for one in design.matches]
     judged = judge(
@@ -163,10 +182,9 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
         found.random,
         config.ablate.q,
     )
-    block_tokens = upper.block_tokens
-    collateral = _collateral(config, material, upper, model.tokenizer, enough, list(design.matches))
     cost = {
         "removals": runs,
+        "how": runner.how,
         "texts": len(pool),
         "texts_per_cell": dict(sorted(Counter(one.cell for one in pool).items())),
         "block_tokens": block_tokens,

@@ -1,6 +1,6 @@
 """Collateral damage: how far removing a latent moves the model's predictions on texts that show no concept.
 
-Shapes: S tokens of a text, L latents, V vocabulary, C computed positions, J removals a batch.
+Shapes: S tokens of a text, L latents.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from sae_emotions.causal.readouts import WordTree
-from sae_emotions.causal.runs import Removal, Text, enter, removed, unchanged
+from sae_emotions.causal.runners import Runner
+from sae_emotions.causal.runs import Removal, Text, enter
 from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.upper import Upper
 
 CONTROLS = 64  # controls that are measured beside the features
 TOKENS = 64  # of each neutral text: unembedding every position is what this costs
-BATCH = 384  # unembedded positions a batch, about
 
 _NO_WORDS = WordTree((), (), (), ())
 
@@ -32,6 +32,7 @@ def acts_of(dictionary: Dictionary, text: Text, latents_L: np.ndarray) -> torch.
 
 def kl_of_removal(
     upper: Upper,
+    runner: Runner,
     dictionary: Dictionary,
     texts: Sequence[Sequence[int]],
     special: Collection[int],
@@ -55,16 +56,6 @@ def kl_of_removal(
             direction_D = dictionary.W_dec_FD[int(latents_L[n])].to(device)
             removals.append(Removal(positions_P.to(device), acts_SL[positions_P, n].to(device), direction_D))
         if removals:
-            base = unchanged(upper, text, text.packed.stem)
-            before_SV = torch.log_softmax(base.logits_CV.float(), dim=-1)
-            order = sorted(range(len(removals)), key=lambda n: removals[n].first)
-            while order:
-                rows = max(1, BATCH // (text.packed.stem - removals[order[0]].first))
-                held, order = order[:rows], order[rows:]
-                logits_JCV, start = removed(upper, text, base, [removals[n] for n in held], wanted=None)
-                for row, n in enumerate(held):
-                    after_CV = torch.log_softmax(logits_JCV[row].float(), dim=-1)
-                    kl = (before_SV[start:].exp() * (before_SV[start:] - after_CV)).sum()
-                    total_L[firing[n]] += float(kl)
+            total_L[firing] += runner.kl(text, removals)
         done(1)
     return total_L / max(tokens, 1)

@@ -7,6 +7,7 @@ One run of a control on a text gives the change of every word it was asked for, 
 that text and is matched with that control.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ import torch
 
 from sae_emotions.causal.controls import Matched
 from sae_emotions.causal.readouts import WordTree
-from sae_emotions.causal.runs import Removal, Text, word_changes
-from sae_emotions.upper import Upper
+from sae_emotions.causal.runners import Runner
+from sae_emotions.causal.runs import Removal, Text
 
 ZEROS = 4  # texts on which a removal of nothing is run
 WHOLE = 2  # texts a feature on which words of several tokens are followed through all of their tokens
@@ -109,9 +110,22 @@ def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Rem
             yield ("control", place), Removal(positions_P, amount_P, direction_D, tuple(sorted(wanted)))
 
 
-def count_runs(design: Design, tree: WordTree) -> int:
-    """How many removals `measure` will run."""
-    return sum(1 for t in range(len(design.texts)) for _ in _removals(design, tree, t))
+class Amount(NamedTuple):
+    """How much `measure` will run."""
+
+    removals: int
+    positions: float
+    """of texts, prompts and nodes, all removals together, each from its first change on"""
+
+
+def amount(design: Design, tree: WordTree) -> Amount:
+    """Count what `measure` will run."""
+    removals = positions = 0
+    for t, text in enumerate(design.texts):
+        for _, removal in _removals(design, tree, t):
+            removals += 1
+            positions += text.packed.stem - min(removal.first, text.packed.stem - 1) + len(removal.nodes)
+    return Amount(removals, positions)
 
 
 class Measured(NamedTuple):
@@ -126,22 +140,28 @@ class Measured(NamedTuple):
     """what one full forward pass a removal and text would have computed"""
 
 
-def measure(upper: Upper, tree: WordTree, design: Design, done: Callable[[int], None]) -> Measured:
-    """Run every removal of the design, text by text."""
+def measure(runner: Runner, last: int, tree: WordTree, design: Design, done: Callable[[int], None]) -> Measured:
+    """Run every removal of the design, text by text. `last`: the model's last block."""
     changes: dict[Key, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     nothing = full = 0.0
-    for t, text in enumerate(design.texts):
-        found = list(_removals(design, tree, t))
-        if not found:
-            continue
-        # A removal of nothing runs among the others on the first texts: it shows how exact all this is.
-        zero = [found[0][1]._replace(amount_P=torch.zeros_like(found[0][1].amount_P))] if t < ZEROS else []
-        change = word_changes(upper, tree, text, [removal for _, removal in found] + zero, done)
-        for row, (key, _) in enumerate(found):
+    running: deque[tuple[int, list[Key]]] = deque()
+
+    def work() -> Iterator[tuple[Text, list[Removal]]]:
+        for t, text in enumerate(design.texts):
+            found = list(_removals(design, tree, t))
+            if found:
+                running.append((t, [key for key, _ in found]))
+                # A removal of nothing runs among the others on the first texts: it shows how exact all this is.
+                zero = [found[0][1]._replace(amount_P=torch.zeros_like(found[0][1].amount_P))] if t < ZEROS else []
+                yield text, [removal for _, removal in found] + zero
+
+    for change in runner.words(tree, work(), done):
+        t, keys = running.popleft()
+        for row, key in enumerate(keys):
             changes.setdefault(key, {})[t] = (change.first_JW[row], change.all_JW[row])
-        if zero:
+        if len(change.all_JW) > len(keys):
             nothing = max(nothing, float(np.nanmax(np.abs(change.all_JW[-1]))))
-        full += len(found) * len(text.packed.ids_Q) * (upper.last + 1)
+        full += len(keys) * len(design.texts[t].packed.ids_Q) * (last + 1)
     return Measured(changes, nothing, full)
 
 

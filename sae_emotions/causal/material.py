@@ -51,6 +51,8 @@ class Material(NamedTuple):
     rows: Rows
     left_out: int
     """labelled features that are not tested"""
+    dtype: str
+    """type that the model was harvested in: what this machine is fast at"""
 
 
 def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
@@ -130,4 +132,5 @@ def gather(config: RunConfig, run: Path, name: str) -> Material:
         [int(i) for i in plan["special_ids"]],
         open_rows(folder, dictionary.block),
         int(labelled_X.sum()) - len(tested_X),
+        plan["dtype"],
     )

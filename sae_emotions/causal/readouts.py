@@ -114,25 +114,46 @@ class WordLogProbs(NamedTuple):
     """of the whole word; NaN where nodes that it needs are missing"""
 
 
-def word_log_probs(tree: WordTree, logits_JCV: torch.Tensor, slots: Sequence[Sequence[int]]) -> WordLogProbs:
-    """Read the words out of logits. Slot 0 is the prompt's last token; slot 1 + i of row j is node `slots[j][i]`."""
-    node_K, token_K, word_K = (
-        np.array(column)
-        for column in zip(*((n, t, w) for w, path in enumerate(tree.paths) for n, t in path), strict=True)
-    )
-    slot_JK = np.zeros((len(slots), len(node_K)), np.int64)
+class Parts(NamedTuple):
+    """The tokens of all words, one after the other. Shape K each."""
+
+    node_K: np.ndarray
+    """where the token is predicted; -1 is the prompt's last token"""
+    token_K: np.ndarray
+    word_K: np.ndarray
+
+
+def parts_of(tree: WordTree) -> Parts:
+    """Every token of every word, and where it is predicted."""
+    rows = ((node, token, word) for word, path in enumerate(tree.paths) for node, token in path)
+    return Parts(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+def slots_of(tree: WordTree, parts: Parts, slots: Sequence[Sequence[int]]) -> np.ndarray:
+    """The slot at which row j reads each token, J x K; -1 where its node is missing. See `word_log_probs`."""
+    slot_JK = np.zeros((len(slots), len(parts.node_K)), np.int64)
     for row, nodes in enumerate(slots):
         slot_N = np.full(len(tree.tokens) + 1, -1)
         slot_N[list(nodes)] = np.arange(1, len(nodes) + 1)
         slot_N[-1] = 0  # node -1, the prompt's last token
-        slot_JK[row] = slot_N[node_K]
+        slot_JK[row] = slot_N[parts.node_K]
+    return slot_JK
+
+
+def summed(tree: WordTree, parts: Parts, value_JK: np.ndarray) -> WordLogProbs:
+    """Words' log P from their tokens', NaN where one is missing."""
+    all_JW = np.zeros((len(value_JK), len(tree.paths)))
+    np.add.at(all_JW.T, parts.word_K, value_JK.T)
+    return WordLogProbs(value_JK[:, parts.node_K < 0], all_JW)
+
+
+def word_log_probs(tree: WordTree, logits_JCV: torch.Tensor, slots: Sequence[Sequence[int]]) -> WordLogProbs:
+    """Read the words out of logits. Slot 0 is the prompt's last token; slot 1 + i of row j is node `slots[j][i]`."""
+    parts = parts_of(tree)
+    slot_JK = slots_of(tree, parts, slots)
     there_JK = slot_JK >= 0
     row_J1 = torch.arange(len(slots))[:, None]
     at_JK = torch.from_numpy(np.where(there_JK, slot_JK, 0))
     total_JC = torch.logsumexp(logits_JCV.float(), dim=-1)
-    value_JK = (logits_JCV[row_J1, at_JK, torch.from_numpy(token_K)].float() - total_JC[row_J1, at_JK]).double()
-    known_JK = np.where(there_JK, value_JK.cpu().numpy(), np.nan)
-    first_K = node_K < 0
-    all_JW = np.zeros((len(slots), len(tree.paths)))
-    np.add.at(all_JW.T, word_K, known_JK.T)
-    return WordLogProbs(known_JK[:, first_K], all_JW)
+    value_JK = (logits_JCV[row_J1, at_JK, torch.from_numpy(parts.token_K)].float() - total_JC[row_J1, at_JK]).double()
+    return summed(tree, parts, np.where(there_JK, value_JK.cpu().numpy(), np.nan))

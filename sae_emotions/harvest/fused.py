@@ -195,10 +195,14 @@ class Fused:
         size = int(np.prod(shape))
         if name not in rooms or rooms[name].numel() < size:
             rooms[name] = torch.zeros(size, dtype=self.embedding_VD.dtype)
-        t = rooms[name][:size]
-        bits = t if t.dtype == torch.float32 else t.view(torch.int16)
-        n = bits.numpy() if t.dtype == torch.float32 else bits.numpy().view(np.uint16)
-        return Both(t.view(shape), n.reshape(shape))
+        t = rooms[name][:size].view(shape)
+        return Both(t, bits_of(t))
+
+
+def bits_of(t: torch.Tensor) -> np.ndarray:
+    """A tensor's memory for numba: float32, or the bits of bfloat16."""
+    found: np.ndarray = t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy().view(np.uint16)
+    return found
 
 
 def grouped(length_W: np.ndarray) -> Iterator[slice]:

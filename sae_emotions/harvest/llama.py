@@ -56,7 +56,8 @@ def _moved_together(*linear: torch.nn.Linear) -> torch.Tensor:
     return together
 
 
-def _block(block: Any) -> Block:
+def block_of(block: Any) -> Block:
+    """The weights of one of the model's blocks, where they lie; see `_moved_together`."""
     attention, mlp = block.self_attn, block.mlp
     norms = (block.input_layernorm, block.post_attention_layernorm)
     norm_D, mlp_norm_D = (norm.weight.detach().float().numpy() for norm in norms)
@@ -73,15 +74,18 @@ def _block(block: Any) -> Block:
     )
 
 
+def heads_of(model: Any, places: int) -> Heads:
+    """Shape of the model's attention, and the rotations of the first `places` positions."""
+    config, blocks = model.config.get_text_config(), decoder_blocks(model)
+    attention: Any = blocks[0].self_attn
+    keys = config.num_key_value_heads
+    with torch.inference_mode():
+        cos_1LX, sin_1LX = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(places)[None])
+    turns = cos_1LX[0].numpy(), sin_1LX[0].numpy()
+    return Heads(config.num_attention_heads, keys, attention.k_proj.out_features // keys, attention.scaling, *turns)
+
+
 def fused(model: Any, deepest: int, context: int) -> Fused:
     """The fused pass through blocks 0 to `deepest`, for windows of up to `context` tokens; see `unlike`."""
-    inner, config = model.model, model.config.get_text_config()
-    blocks: Any = decoder_blocks(model)
-    keys, first = config.num_key_value_heads, blocks[0].self_attn
-    width = first.k_proj.out_features // keys
-    with torch.inference_mode():
-        cos_1LX, sin_1LX = inner.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(context)[None])
-    turns = cos_1LX[0].numpy(), sin_1LX[0].numpy()
-    heads = Heads(config.num_attention_heads, keys, width, first.scaling, *turns)
-    weight_VD = inner.embed_tokens.weight.detach()
-    return Fused(weight_VD, [_block(block) for block in blocks[: deepest + 1]], heads)
+    blocks = [block_of(block) for block in decoder_blocks(model)[: deepest + 1]]
+    return Fused(model.model.embed_tokens.weight.detach(), blocks, heads_of(model, context))
