@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "--run runs/demo --kinds topk batchtopk matryoshka family --rounds 3 --vectors 102400",
     "harvest": "",
     "encode": "--run runs/demo",
-    "scaling": "--run runs/demo",
+    "scaling": "--run runs/demo --whole 200000 --harvest 10000 30000 --peers ours --rounds 2",
 }
 
 
