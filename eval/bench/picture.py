@@ -49,7 +49,7 @@ def _train(figure: Any, found: dict[str, Any]) -> None:
                 axes[row][column].set_axis_off()
                 continue
             bars(axes[row][column], shown[0]["candidates"], "vectors_per_second")
-            drawing.title(axes[row][column], f"{KINDS[kind]}, {d_sae:,} latents: trained rows a second", PALETTE)
+            drawing.title(axes[row][column], f"{KINDS[kind]}, {d_sae:,} latents: rows a second", PALETTE)
 
 
 def _harvest(figure: Any, found: dict[str, Any]) -> None:
