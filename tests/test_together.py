@@ -17,7 +17,7 @@ from sae_emotions.dictionary import group, member
 from sae_emotions.dictionary.data import prefetched
 from sae_emotions.dictionary.group import groups, training_bytes
 from sae_emotions.dictionary.train import train, train_together
-from sae_emotions.errors import Diverged
+from sae_emotions.errors import Diverged, UserError
 from sae_emotions.pipeline import run_stages
 from sae_emotions.run_folder import create_or_check, stage_keys
 from tests.tiny import tiny_config
@@ -137,6 +137,22 @@ def test_one_that_diverges_is_left_behind(config: RunConfig, run: Path, alone: P
     for name in ended:
         assert bytes_of(run, name) == bytes_of(alone, name)
     assert not (run / "dictionaries" / "wild").exists()
+
+
+def test_a_full_disk_stops_all(config: RunConfig, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(member, "save_checkpoint", full)
+    with pytest.raises(UserError, match=r"^the disk is full$"):
+        list(train_together(config, run, ["topk", "below"]))
+
+
+def test_those_that_read_other_rows_are_not_trained_together(config: RunConfig, run: Path) -> None:
+    other = config.dictionaries[0].model_copy(update={"name": "other", "batch": 32})
+    both = config.model_copy(update={"dictionaries": (config.dictionaries[0], other)})
+    with pytest.raises(ValueError, match="topk, other do not read the same rows"):
+        list(train_together(both, run, ["topk", "other"]))
 
 
 def test_a_run_trains_what_is_not_done_and_goes_on_without_the_lost(

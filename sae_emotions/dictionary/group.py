@@ -37,7 +37,7 @@ def groups(dictionaries: Iterable[DictionaryConfig], width: int) -> list[list[Di
     for one in dictionaries:
         for group in found:
             fits = sum(training_bytes(other, width) for other in [*group, one]) <= most
-            if one.pretrained is None and fits and _reads(one) == _reads(group[0]):
+            if one.pretrained is None and fits and reads(one) == reads(group[0]):
                 group.append(one)
                 break
         else:
@@ -45,6 +45,6 @@ def groups(dictionaries: Iterable[DictionaryConfig], width: int) -> list[list[Di
     return found
 
 
-def _reads(one: DictionaryConfig) -> tuple[object, ...]:
-    """What decides which rows come in which order, beside the run's seed."""
+def reads(one: DictionaryConfig) -> tuple[object, ...]:
+    """What decides which rows come in which order, beside the run's seed: alike for all of a group."""
     return one.pretrained is None, one.batch, one.epochs, one.holdout, one.concept_rows

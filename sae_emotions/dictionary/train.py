@@ -18,6 +18,7 @@ from sae_emotions.artefact import read_json, write_json, written_folder
 from sae_emotions.config import DictionaryConfig, RunConfig
 from sae_emotions.dictionary.data import TrainingRows, prefetched, shuffled, training_rows
 from sae_emotions.dictionary.encode import load_dictionary, wrapped
+from sae_emotions.dictionary.group import reads
 from sae_emotions.dictionary.member import Member, check_finite, finish, member
 from sae_emotions.dictionary.quality import measure, write_quality
 from sae_emotions.dictionary.splice import spliced_cross_entropy
@@ -54,29 +55,28 @@ def train_together(
     Each ends with the same bytes as if it had been trained alone. An interrupted training goes on from its last
     checkpoint, and ends with the same weights, bit for bit, as one that was not interrupted. One that diverges is left
     behind, and the others go on to their end; then `Diverged` is raised. Raises `UserError` for too few rows, or a
-    pretrained SAE of another width.
+    pretrained SAE of another width, and ValueError for dictionaries of different groups.
     """
+    chosen = [named(config, name) for name in names]
+    if len({reads(one) for one in chosen}) > 1:
+        raise ValueError(f"{', '.join(names)} do not read the same rows in the same order")
     tune_allocator()
     plan = read_json(run / "activations" / "text" / "plan.json")
     torch.set_num_threads(plan["threads"])
-    rows = {}
-    members: list[Member] = []
-    for settings in (named(config, name) for name in names):
-        if settings.block not in rows:
-            rows[settings.block] = training_rows(run, config, settings)
-        if settings.pretrained is not None:
-            _load(settings, rows[settings.block], plan, _folder(run, settings.name))
-            yield settings.name
-        else:
-            folder = _folder(run, settings.name)
-            members.append(member(settings, rows[settings.block], plan, config.seed, folder))
-    lost = _pass(members, config.seed, log) if members else {}
+    rows = {block: training_rows(run, config, one) for block, one in {one.block: one for one in chosen}.items()}
+    if chosen[0].pretrained is not None:
+        for one in chosen:
+            _load(one, rows[one.block], plan, _folder(run, one.name))
+            yield one.name
+        return
+    members = [member(one, rows[one.block], plan, config.seed, _folder(run, one.name)) for one in chosen]
+    lost = _pass(members, config.seed, log)
     while members:
         # Each is let go before the next takes memory to be measured.
-        one = members.pop(0)
-        if one.name not in lost:
-            finish(one, plan, _folder(run, one.name))
-            yield one.name
+        first = members.pop(0)
+        if first.name not in lost:
+            finish(first, plan, _folder(run, first.name))
+            yield first.name
     if lost:
         raise Diverged(lost)
 
@@ -124,6 +124,9 @@ def _pass(members: Sequence[Member], seed: int, log: Log) -> dict[str, UserError
                     _follow(one, output, due, log)
                 except UserError as error:
                     lost[one.name] = error
+                    continue
+                if due:
+                    one.save()
             if due:
                 saved = time.monotonic()
             bar.advance(batch)
@@ -132,17 +135,15 @@ def _pass(members: Sequence[Member], seed: int, log: Log) -> dict[str, UserError
     return lost
 
 
-def _follow(one: Member, output: Any, due: bool, log: Log) -> None:
-    """Note a step, and save it where that is due. Raises `UserError` where the training diverged."""
+def _follow(one: Member, output: Any, certainly: bool, log: Log) -> None:
+    """Note every `LOG_EVERY`th step. Raises `UserError` where the training diverged; `certainly` looks for it now."""
     if isinstance(output, UserError):
         raise output
     noted = one.step % LOG_EVERY == 0 or one.step == one.steps
-    if noted or due:
+    if noted or certainly:
         check_finite(output)
     if noted:
         log(one.name, one.note(output))
-    if due:
-        one.save()
 
 
 def _title(members: Sequence[Member]) -> str:
