@@ -118,14 +118,17 @@ def test_kl_is_that_of_whole_passes(upper, text, carriers):
     assert carriers[torch.bfloat16].kl(plain, some) == pytest.approx(own, rel=0.03)
 
 
-def test_positions_times_blocks_are_counted(upper, tree, text):
-    runner = deltas.deltas(upper.model, BLOCK, 60, torch.float32)
-    removal = removals(tree)[4]  # at position 15
-    words(runner, tree, (text, [removal]))
-    runner.close()
-    computed = text.packed.stem - 15 + len(removal.nodes)
-    # Both blocks of the unchanged text; of the removal the last one only where words are read.
-    assert runner.block_tokens == 2 * len(text.packed.ids_Q) + computed + 1 + len(removal.nodes)
+def test_positions_times_blocks_are_counted(monkeypatch, upper, tree, text):
+    some = [removals(tree)[n] for n in (4, 1)]  # from positions 15 and 7 on
+    read = [1 + len(removal.nodes) for removal in some]
+    computed = [text.packed.stem - start - 1 + count for start, count in zip((15, 7), read, strict=True)]
+    for tokens in (deltas.TOKENS, 1):  # in one batch, in two
+        monkeypatch.setattr(deltas, "TOKENS", tokens)
+        runner = deltas.deltas(upper.model, BLOCK, 60, torch.float32)
+        words(runner, tree, (text, some))
+        runner.close()
+        # Both blocks of the unchanged text; of the removals the last one only where words are read.
+        assert runner.block_tokens == 2 * len(text.packed.ids_Q) + sum(computed) + sum(read)
 
 
 @pytest.mark.parametrize(("name", "taken"), [("Llama", True), ("Qwen3", False), ("Gemma2", False)])

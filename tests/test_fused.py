@@ -172,6 +172,15 @@ def test_it_is_taken_where_it_pays_and_numba_is_there(monkeypatch):
     assert Reading(made(dtype=torch.float16), how, begun=None)._model.dtype == torch.float16
 
 
+def test_what_is_checked_is_read_as_it_was_where_that_can_be_had(monkeypatch):
+    model, how = made(), HarvestConfig(blocks=(1,))
+    found = readers.alike(model, how, "fused")
+    found.close()
+    assert (found.path, readers.alike(model, how, "eager").path) == ("fused", "eager")
+    monkeypatch.setattr(readers, "find_spec", lambda name: None)
+    assert readers.alike(model, how, "fused").path == "eager"
+
+
 def test_other_types_are_read_by_their_own_forward(monkeypatch):
     monkeypatch.setattr(readers, "WORTH", 0)
     assert Reading(made(dtype=torch.float64), HarvestConfig(blocks=(1,))).of(1).why == "the model runs in float64"

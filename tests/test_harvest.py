@@ -135,6 +135,8 @@ def test_a_store_gives_back_what_was_read(config: RunConfig, model: Model, tmp_p
     error = np.linalg.norm(rows.read(pick) - fresh.rows[2].numpy()[pick], axis=1)
     assert (error / np.linalg.norm(fresh.rows[2].numpy()[pick], axis=1)).max() < 0.02
     assert np.array_equal(rows.slice(10, 20), rows.read(np.arange(10, 20)))
+    first = json.loads((folder / "shard-00000.json").read_text())
+    assert first["mean_norm"]["2"] == pytest.approx(float(fresh.rows[2][: first["rows"]].norm(dim=1).mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("store", ["int8", "bfloat16"])
