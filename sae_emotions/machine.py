@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,21 @@ def device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def seconds_of(work: Callable[[], object], budget: float, share: float = 0.25) -> float:
+    """Seconds that `work` takes, called for about `budget` seconds after a first time: as long as the fastest `share` at most.
+
+    A fast time rather than the median: what else runs here meanwhile is not the machine's doing.
+    """
+    work()
+    times: list[float] = []
+    end = time.perf_counter() + budget
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[int(share * len(times))]
+
+
 def _gflops(dtype: Any, where: Any, seconds: float) -> float:
     """GFLOP/s of matrix products of `_SHAPE` in `dtype`, measured for about `seconds`."""
     import torch
@@ -104,17 +120,13 @@ def _gflops(dtype: Any, where: Any, seconds: float) -> float:
     rows, inputs, outputs = _SHAPE
     x_BD = torch.ones(rows, inputs, dtype=dtype, device=where)
     w_OD = torch.ones(outputs, inputs, dtype=dtype, device=where)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 2 or (time.perf_counter() < end and len(times) < 500):
-        start = time.perf_counter()
+
+    def product() -> None:
         torch.nn.functional.linear(x_BD, w_OD)
         if where.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    # A fast tenth rather than the median: what else runs here meanwhile is not the machine's doing.
-    fast = sorted(times)[len(times) // 10]
-    return round(2 * rows * inputs * outputs / fast / 1e9, 1)
+
+    return round(2 * rows * inputs * outputs / seconds_of(product, seconds, 0.1) / 1e9, 1)
 
 
 def measure() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from sae_emotions.artefact import read_json, sha256_file
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.harvest import shard_rows
+from sae_emotions.harvest.plan import path_of
 from sae_emotions.harvest.readers import alike
 from sae_emotions.harvest.rows import open_rows, read_documents, shard_name
 from sae_emotions.progress import Progress
@@ -68,16 +69,16 @@ def verify(run: Path, documents: int = 16, seed: int | None = None) -> Verified:
     torch.set_num_threads(plan["threads"])
     model = load_model(config.model, getattr(torch, plan["dtype"]))
     worst, count = 0.0, 0
-    reader = alike(model.model, config.harvest, plan["forward"]["path"])
+    reader = alike(model.model, config.harvest, path_of(plan))
     for source in ("text", "concepts"):
         folder = run / "activations" / source
         table = read_documents(folder)
         chosen = np.sort(picker.choice(len(table), min(documents, len(table)), replace=False))
-        for block in config.harvest.blocks:
-            rows = open_rows(folder, block)
-            for number in chosen:
-                ids = table["token_ids"][int(number)].as_py()
-                again = shard_rows(model, int(number), [ids], config.harvest, plan["special_ids"], reader)
+        stores = {block: open_rows(folder, block) for block in config.harvest.blocks}
+        for number in chosen:
+            ids = table["token_ids"][int(number)].as_py()
+            again = shard_rows(model, int(number), [ids], config.harvest, plan["special_ids"], reader)
+            for block, rows in stores.items():
                 stored_ND = rows.read(np.flatnonzero(rows.document_N == number))
                 fresh_ND = again.rows[block].numpy() if block in again.rows else np.zeros((0, rows.d_in), np.float32)
                 if stored_ND.shape != fresh_ND.shape:

@@ -11,13 +11,13 @@ from safetensors.numpy import load_file
 from sae_emotions.artefact import read_json
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import RunConfig, parse_config
-from sae_emotions.dictionary import member as stage
 from sae_emotions.dictionary.data import order, prefetched, shuffled, training_rows
 from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.dictionary.train import named, splice_quality, train
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.harvest import harvest
 from sae_emotions.harvest.rows import joined, read_documents
+from tests.kill import killed_after_saves
 from tests.tiny import tiny_config
 
 ARCHITECTURES = ["topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated", "standard"]
@@ -152,19 +152,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     straight = config_for(data, name="straight", architecture=architecture, checkpoint_minutes=1e-9, epochs=4)
     whole = load_file(train(straight, run, "straight") / "sae_weights.safetensors")
     config = config_for(data, name="resumed", architecture=architecture, checkpoint_minutes=1e-9, epochs=4)
-    keep, calls = stage.save_checkpoint, 0
-
-    def killed(*args: Any) -> None:
-        nonlocal calls
-        keep(*args)
-        calls += 1
-        if calls == kill_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(stage, "save_checkpoint", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after_saves(kill_at):
         train(config, run, "resumed")
-    monkeypatch.setattr(stage, "save_checkpoint", keep)
     torch.rand(17)  # an unrelated draw: the checkpoint's RNG state must win
     again = load_file(train(config, run, "resumed") / "sae_weights.safetensors")
     assert set(whole) == set(again)

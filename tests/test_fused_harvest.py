@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sae_emotions.config import RunConfig, parse_config
+from sae_emotions.errors import UserError
 from sae_emotions.harvest import harvest, readers
 from sae_emotions.harvest.batching import Window
 from sae_emotions.harvest.parity import parity
@@ -42,6 +43,18 @@ def test_the_plan_says_how_it_was_read_and_how_close_that_is(run: Path) -> None:
     assert plans[0]["parity_with_float32"] == plans[1]["parity_with_float32"]
     for one in plans[0]["parity_with_float32"].values():
         assert 0 < one["relative_error"] <= one["eager"]["relative_error"] < 0.02
+
+
+def test_a_plan_that_does_not_say_how_it_is_read_is_refused(config: RunConfig, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for source in ("text", "concepts"):
+        path = tmp_path / "run" / "activations" / source / "plan.json"
+        plan = json.loads(path.read_text())
+        del plan["forward"]
+        path.write_text(json.dumps(plan))
+    next((tmp_path / "run" / "activations" / "text").glob("shard-*.json")).unlink()
+    with pytest.raises(UserError, match="planned by an earlier version"):
+        harvest.harvest(config, tmp_path / "run")
 
 
 def test_both_passes_store_the_same_rows(config: RunConfig, run: Path, tmp_path: Path) -> None:

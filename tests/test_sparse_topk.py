@@ -187,7 +187,7 @@ def test_the_screen_is_what_this_machine_is_fastest_at(
     """Our own product where it is there and faster; torch's only if it is faster with the reading of bounds on top."""
     monkeypatch.setattr(screen, "_own_product", lambda: own)
     monkeypatch.setattr(screen, "_screening", lambda product: screening)
-    monkeypatch.setattr(screen, "_seconds", lambda work: 1.0)
+    monkeypatch.setattr(screen, "seconds_of", lambda work, budget: 1.0)
     monkeypatch.setattr(vector, "there", lambda: True)
     assert (screen.fastest.__wrapped__() == "vnni") == (wanted == "vnni")
     monkeypatch.setattr(vector, "there", lambda: False)

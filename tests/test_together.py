@@ -20,6 +20,7 @@ from sae_emotions.dictionary.train import train, train_together
 from sae_emotions.errors import Diverged, UserError
 from sae_emotions.pipeline import run_stages
 from sae_emotions.run_folder import create_or_check, stage_keys
+from tests.kill import killed_after_saves
 from tests.tiny import tiny_config
 
 ALIKE = {"batch": 64, "epochs": 3, "holdout": 0.1, "k": 4, "d_sae": 64, "checkpoint_minutes": 1e-9, "lr": 1e-3}
@@ -97,20 +98,9 @@ def test_an_interrupted_group_ends_with_the_same_bytes(
     config: RunConfig, run: Path, alone: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     """Killed while it saves: some have a checkpoint of this step, some of the last one, and some may have none."""
-    names, calls = ["topk", "nested", "below", "seed", "jumprelu"], 0
-    keep = member.save_checkpoint
-
-    def killed(*args: Any) -> None:
-        nonlocal calls
-        keep(*args)
-        calls += 1
-        if calls == kill_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(member, "save_checkpoint", killed)
-    with pytest.raises(KeyboardInterrupt):
+    names = ["topk", "nested", "below", "seed", "jumprelu"]
+    with killed_after_saves(kill_at):
         list(train_together(config, run, names))
-    monkeypatch.setattr(member, "save_checkpoint", keep)
     steps = {}
     for name in names:
         kept = run / "dictionaries" / f".{name}.checkpoint" / "state.json"

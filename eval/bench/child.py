@@ -1,6 +1,6 @@
 """One process of the scaling benchmark, so that its peak memory is its own: python -m eval.bench.child TASK.
 
-TASK is JSON; the answer is the last line of standard output. N rows, B rows of a batch, D residual width.
+TASK is JSON; the answer is written to the file that it names.
 """
 
 import json

@@ -16,6 +16,7 @@ from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import RunConfig
 from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.harvest.harvest import shard_rows
+from sae_emotions.harvest.plan import path_of
 from sae_emotions.harvest.readers import Reading
 from sae_emotions.harvest.rows import Rows, open_rows, read_documents, shard_name
 from sae_emotions.label.label import concept_means
@@ -55,7 +56,7 @@ def forward(config: RunConfig, run: Path, tokens: int) -> dict[str, float]:
         held += len(one)
         if held >= tokens:
             break
-    reader = Reading(model.model, config.harvest, plan["forward"]["path"]).of(plan["tokens"]).reader
+    reader = Reading(model.model, config.harvest, path_of(plan)).of(plan["tokens"]).reader
     shard_rows(model, 0, ids[:8], config.harvest, plan["special_ids"], reader)
     start = time.perf_counter()
     shard_rows(model, 0, ids, config.harvest, plan["special_ids"], reader)

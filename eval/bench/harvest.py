@@ -19,10 +19,12 @@ from eval.bench.checks import faster_than_ours
 from eval.bench.turns import Candidate, Worker, in_turns, summary
 from sae_emotions.artefact import read_json, write_json
 from sae_emotions.config import RunConfig, load_config
-from sae_emotions.edit import hidden
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.batching import windows
+from sae_emotions.harvest.forward import residuals
+from sae_emotions.harvest.parity import strays
 from sae_emotions.harvest.plan import special_ids, tokenised
+from sae_emotions.machine import device
 from sae_emotions.progress import say
 from sae_emotions.sources.models import Model, check_blocks, decoder_blocks, load_model
 from sae_emotions.sources.quiet import quiet
@@ -69,17 +71,8 @@ def _windows(config: RunConfig, model: Model, texts: Any, whole: bool) -> Iterat
 
 
 def exact_rows(model: Model, some: list[list[int]], block: int) -> np.ndarray:
-    """x_ND of the eager model in float32, read by a plain hook one window at a time; the first of each is left out."""
-    found: list[torch.Tensor] = []
-    handle = decoder_blocks(model.model)[block].register_forward_hook(
-        lambda module, arguments, output: found.append(hidden(output)[0, 1:].float().cpu())
-    )
-    device = next(model.model.parameters()).device
-    with torch.inference_mode():
-        for window in some:
-            model.model(input_ids=torch.tensor([window], device=device), use_cache=False, logits_to_keep=1)
-    handle.remove()
-    return torch.cat(found).numpy()
+    """x_ND of the eager model in float32, read one window at a time; the first of each is left out."""
+    return np.concatenate([residuals(model, window, [block])[block][1:] for window in some])
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -128,7 +121,7 @@ def prepared(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any], np.
         "step_windows": step,
         "batch_tokens": config.harvest.batch_tokens,
         "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": device().type,
     }
     return task, exact_ND
 
@@ -176,10 +169,7 @@ def parity(rows_ND: np.ndarray, exact_ND: np.ndarray) -> dict[str, float]:
     """Mean cosine and relative error against the exact rows. Raises `RuntimeError` where they are not as many."""
     if rows_ND.shape != exact_ND.shape:
         raise RuntimeError(f"{len(rows_ND):,} rows were read where there are {len(exact_ND):,}.")
-    lengths = np.linalg.norm(rows_ND, axis=1) * np.linalg.norm(exact_ND, axis=1)
-    cosine_N = (rows_ND * exact_ND).sum(1) / np.maximum(lengths, 1e-30)
-    off = float(np.linalg.norm(rows_ND - exact_ND) / np.linalg.norm(exact_ND))
-    return {"cosine": float(cosine_N.mean()), "relative_error": off}
+    return strays(torch.from_numpy(rows_ND), torch.from_numpy(exact_ND))
 
 
 def compare(options: dict[str, Any], task: dict[str, Any], exact_ND: np.ndarray, folder: Path) -> dict[str, Any]:

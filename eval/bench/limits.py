@@ -1,10 +1,11 @@
 """The machine's own limits, measured in the same run: products of a training step's shape in three types."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from sae_emotions.machine import seconds_of
 
 SHAPES = {"cpu": (1024, 576, 4096), "cuda": (8192, 2304, 16384)}
 """Rows, width and latents of a product that keeps a device busy."""
@@ -22,16 +23,14 @@ def products(device: str, seconds: float = 1.0) -> dict[str, float]:
     }
     found = {}
     for name, call in calls.items():
-        try:
-            call()
-        except RuntimeError:
-            continue
-        times, end = [], time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            start = time.perf_counter()
+
+        def product(call: Callable[[], Any] = call) -> None:
             call()
             if device != "cpu":
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        found[name] = round(2 * rows * width * latents / sorted(times)[len(times) // 4] / 1e9, 1)
+
+        try:
+            found[name] = round(2 * rows * width * latents / seconds_of(product, seconds) / 1e9, 1)
+        except RuntimeError:
+            continue
     return found

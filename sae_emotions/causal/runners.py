@@ -113,9 +113,8 @@ def runner_for(upper: Upper, block_tokens: float, places: int, dtype: torch.dtyp
     from sae_emotions.causal.deltas import deltas
 
     spent = upper.block_tokens
-    for kind in dict.fromkeys(
-        (torch.float32, dtype)
-    ):  # float32 first: it shows whether these are Llama's blocks at all
+    # float32 first: it shows whether these are Llama's blocks at all
+    for kind in dict.fromkeys((torch.float32, dtype)):
         runner = deltas(model, upper.block, places, kind)
         stray = _stray(upper, runner)
         upper.block_tokens, runner.block_tokens = spent, 0.0

@@ -17,7 +17,7 @@ from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import HarvestConfig, RunConfig
 from sae_emotions.harvest.batching import Window, batches, has_row, windows
 from sae_emotions.harvest.lens import write_lens
-from sae_emotions.harvest.plan import make_plan, special_ids, stored_plan, tokenised
+from sae_emotions.harvest.plan import make_plan, path_of, special_ids, stored_plan, tokenised
 from sae_emotions.harvest.readers import Eager, Reader, Reading
 from sae_emotions.harvest.rows import mapped
 from sae_emotions.harvest.store import Kept, keep, room_for, shard_is_done, write_shard
@@ -194,7 +194,7 @@ def harvest(config: RunConfig, run: Path) -> Path:
     torch.set_num_threads(known["threads"] if known else config.harvest.threads or torch.get_num_threads())
     dtype = getattr(torch, known["dtype"]) if known else compute_dtype(config.model)
     model = load_model(config.model, dtype)
-    reading = Reading(model.model, config.harvest, known["forward"]["path"] if known else None)
+    reading = Reading(model.model, config.harvest, path_of(known) if known else None)
     with closing(reading):
         for source in plans:
             if plans[source] is None:

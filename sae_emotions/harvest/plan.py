@@ -201,3 +201,13 @@ def stored_plan(folder: Path, config: RunConfig, what: dict[str, Any]) -> dict[s
             f"{folder} was planned with another model, text or harvest setting; choose another --out, or delete it."
         )
     return plan
+
+
+def path_of(plan: dict[str, Any]) -> str:
+    """The forward pass that a harvest is read by. Raises `UserError` for a plan that does not say it."""
+    if "forward" not in plan:
+        raise UserError(
+            "This harvest was planned by an earlier version, which did not note its forward pass; choose another --out, "
+            "or delete its activations."
+        )
+    return str(plan["forward"]["path"])

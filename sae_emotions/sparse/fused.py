@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_emotions.sparse.kernels import INFINITE, ZERO, Array, best_of, compiled, limit_of, quantise, rescore, scratch
+from sae_emotions.compiling import compiled
+from sae_emotions.sparse.kernels import INFINITE, ZERO, Array, dot, limit_of, quantise, rescore, scratch, settling
 from sae_emotions.vector import LANES, PANEL, TILE, compress, tile
 
 BLOCK = 4 * TILE
@@ -87,11 +88,8 @@ def pack(first: int, W_MD: Array, b_M: Array, norm_M: Array, shift_D: Array, sla
 
     A row's product with `shift_D` is added to its bias; `slack` is the float32 error a unit of norm.
     """
-    latents, width = W_MD.shape
-    far = ZERO
-    for d in range(width):
-        far += shift_D[d] * shift_D[d]
-    far = slack * np.sqrt(far)
+    latents = W_MD.shape[0]
+    far = slack * np.sqrt(dot(shift_D, shift_D))
     bits = np.zeros((PANEL, into.bits.shape[1] // PANEL), np.int8)
     scale, kept, gone = np.empty(PANEL, np.float32), np.empty(PANEL, np.float32), np.empty(PANEL, np.float32)
     fours = bits.view(np.int32)
@@ -101,13 +99,10 @@ def pack(first: int, W_MD: Array, b_M: Array, norm_M: Array, shift_D: Array, sla
         columns, laid = into.columns[first + panel], into.bits[first + panel].view(np.int32)
         for m in range(PANEL):
             if start + m >= stop:
-                columns[0, m], columns[1, m], columns[2, m] = ZERO, -np.float32(np.inf), ZERO
+                columns[0, m], columns[1, m], columns[2, m] = ZERO, -INFINITE, ZERO
                 continue
-            total, w = ZERO, W_MD[start + m]
-            for d in range(width):
-                total += w[d] * shift_D[d]
             n, error = norm_M[start + m], gone[m] + slack * kept[m]
-            bias = b_M[start + m] + total + far * (kept[m] + gone[m])
+            bias = b_M[start + m] + dot(shift_D, W_MD[start + m]) + far * (kept[m] + gone[m])
             columns[0, m], columns[1, m], columns[2, m] = n * scale[m], n * bias, n * error
             into.most_M[(first + panel) * PANEL + m] = n * (kept[m] + error)
         for four in range(fours.shape[1]):
@@ -164,11 +159,16 @@ def _limit(b: int, asked: int, most_N: Array, room: Rooms) -> Any:
 
 
 @compiled
-def _collect(b: int, limit: Any, room: Rooms, cand_C: Array, bound_C: Array) -> Any:
-    """A row's latents whose bound reaches `limit`, as many as fit; returns how many there are."""
-    panels, apart = room.bounds.shape[1], 4 * TILE * PANEL
+def _collect(bounded: Any, limit: Any, cand_C: Array, bound_C: Array) -> Any:
+    """A row's latents whose bound reaches `limit`, as many as fit; returns how many there are. `bounded`: bounds of a block
+    of rows, and the row."""
+    bounds_, b = bounded
+    panels, apart = bounds_.shape[1], 4 * TILE * PANEL
     where = cand_C.ctypes.data, bound_C.ctypes.data, cand_C.size - LANES
-    return compress(room.bounds[b // TILE, 0, b % TILE].ctypes.data, panels, apart, limit, *where)
+    return compress(bounds_[b // TILE, 0, b % TILE].ctypes.data, panels, apart, limit, *where)
+
+
+_settled = settling(_collect)
 
 
 @compiled
@@ -179,31 +179,22 @@ def top(
     into: Packed,
     room: Rooms,
     weights: Any,
+    bd_D: Array,
     asked: int,
     index_BK: Array,
     value_BK: Array,
     sure_B: Array,
 ) -> None:
-    """The K best latents of each row: see `kernels.top`. `weights`: encoder rows, biases, norms, decoder bias."""
-    We_MD, be_M, norm_M, bd_D = weights
-    rows, width = x_BD.shape
+    """The K best latents of each row: see `kernels.settling`. `weights`: encoder rows, biases, norms."""
+    rows = x_BD.shape[0]
     most_N = np.empty(room.most.shape[1] * PANEL, np.float32)
-    x_D, memory = np.empty(width, np.float32), scratch(room.cand.size - LANES)
+    memory = room.cand, room.bound, scratch(room.cand.size - LANES)
     for at in range(0, rows, BLOCK):
         stop = min(at + BLOCK, rows)
         bounds(x_BD[at:stop], origin_D, most, into, room)
         for b in range(at, stop):
-            for d in range(width):
-                x_D[d] = x_BD[b, d] - bd_D[d]
-            limit = _limit(b - at, asked, most_N, room)
-            for _ in range(2):
-                count = _collect(b - at, limit, room, room.cand, room.bound)
-                found = index_BK[b], value_BK[b]
-                reach = best_of(x_D, (We_MD, be_M, norm_M), room.cand, room.bound, count, memory, *found)
-                sure_B[b] = reach >= limit
-                if sure_B[b] or reach == -INFINITE:
-                    break
-                limit = reach
+            bounded, limit = (room.bounds, b - at), _limit(b - at, asked, most_N, room)
+            sure_B[b] = _settled(bounded, limit, x_BD[b] - bd_D, weights, memory, index_BK[b], value_BK[b])
 
 
 @compiled
@@ -214,24 +205,20 @@ def reaching(
     into: Packed,
     room: Rooms,
     weights: Any,
+    bd_D: Array,
     limit: Any,
     cand_BC: Array,
     value_BC: Array,
     score_BC: Array,
     count_B: Array,
 ) -> None:
-    """All latents whose score may reach `limit`, and their values and scores: see `kernels.rescore`."""
-    We_MD, be_M, norm_M, bd_D = weights
-    rows, width = x_BD.shape
-    x_BD_, places = np.empty((1, width), np.float32), cand_BC.shape[1]
+    """All latents whose score may reach `limit`, and their values and scores: see `kernels.reaching`."""
+    rows, places = x_BD.shape[0], cand_BC.shape[1]
     for at in range(0, rows, BLOCK):
         stop = min(at + BLOCK, rows)
         bounds(x_BD[at:stop], origin_D, most, into, room)
         for b in range(at, stop):
-            count_B[b] = _collect(b - at, limit, room, room.cand, room.bound)
+            count_B[b] = _collect((room.bounds, b - at), limit, room.cand, room.bound)
             for c in range(min(count_B[b], places)):
                 cand_BC[b, c] = room.cand[c]
-            for d in range(width):
-                x_BD_[0, d] = x_BD[b, d] - bd_D[d]
-            one = slice(b, b + 1)
-            rescore(x_BD_, We_MD, be_M, norm_M, cand_BC[one], count_B[one], value_BC[one], score_BC[one])
+            rescore(x_BD[b] - bd_D, weights, cand_BC[b], count_B[b], value_BC[b], score_BC[b])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_emotions.compiling import compiled
+from sae_emotions.compiling import compiled, up
 from sae_emotions.vector import prefetch
 
 Array = Any
@@ -52,12 +52,12 @@ def lost(x_BD: Array, h_BD: Array, norm_B: Array, error_B: Array) -> None:
     """Norms of what is kept and of what is lost where rows are rounded to bfloat16, given as bits."""
     rows, width = x_BD.shape
     for b in range(rows):
-        x = x_BD[b]
-        h = (h_BD[b].astype(np.uint32) << np.uint32(16)).view(np.float32)
+        x, h = x_BD[b], h_BD[b]
         kept = gone = ZERO
         for d in range(width):
-            kept += h[d] * h[d]
-            gone += (x[d] - h[d]) * (x[d] - h[d])
+            c = up(h[d])
+            kept += c * c
+            gone += (x[d] - c) * (x[d] - c)
         norm_B[b] = np.sqrt(kept)
         error_B[b] = np.sqrt(gone)
 
@@ -99,8 +99,9 @@ def _maxima(u_M: Array, best_N: Array, groups: int) -> None:
 
 
 @compiled
-def _collect(u_M: Array, best_N: Array, groups: int, limit: Any, cand_C: Array, bound_C: Array) -> int:
-    """Latents of at least `limit`, as many as fit; returns how many there are."""
+def _collect(bounded: Any, limit: Any, cand_C: Array, bound_C: Array) -> int:
+    """Latents of at least `limit`, as many as fit; returns how many there are. `bounded`: bounds, groups' maxima, groups."""
+    u_M, best_N, groups = bounded
     count, room, found = best_N.size, cand_C.size, 0
     for n in range(count):
         if best_N[n] >= limit:
@@ -137,13 +138,14 @@ def bounds_float32(p_M: Array, scale: Any, norm: Any, add: Any, columns: Array, 
 def bounds_bfloat16(p_M: Array, scale: Any, norm: Any, add: Any, columns: Array, u_M: Array) -> None:
     """The same from the bits of a bfloat16 product, itself rounded."""
     a, b, f = columns[0], columns[1], columns[2]
-    value_M = (p_M.astype(np.uint32) << np.uint32(16)).view(np.float32)
     for m in range(p_M.size):
-        u_M[m] = a[m] * (value_M[m] + ROUNDED * abs(value_M[m])) + (b[m] + norm * f[m] + add)
+        value = up(p_M[m])
+        u_M[m] = a[m] * (value + ROUNDED * abs(value)) + (b[m] + norm * f[m] + add)
 
 
 @compiled
-def _dot(x_D: Array, w_D: Array) -> Any:
+def dot(x_D: Array, w_D: Array) -> Any:
+    """Their product."""
     total = ZERO
     for d in range(x_D.size):
         total += x_D[d] * w_D[d]
@@ -162,30 +164,21 @@ def ask_for(W_MD: Array, m: int) -> None:
 def dots(W_MD: Array, x_D: Array, out_M: Array) -> None:
     """Each row's product with `x_D`."""
     for m in range(out_M.size):
-        out_M[m] = _dot(x_D, W_MD[m])
+        out_M[m] = dot(x_D, W_MD[m])
 
 
 @compiled
-def rescore(
-    x_BD: Array,
-    W_MD: Array,
-    b_M: Array,
-    norm_M: Array,
-    cand_BC: Array,
-    count_B: Array,
-    value_BC: Array,
-    score_BC: Array,
-) -> None:
-    """float32 pre-activations of the candidates, and their scores: times the norm of the latent's decoder row."""
-    room = cand_BC.shape[1]
-    for b in range(x_BD.shape[0]):
-        count = min(count_B[b], room)
-        for c in range(count):
-            if c + 1 < count:
-                ask_for(W_MD, cand_BC[b, c + 1])
-            m = cand_BC[b, c]
-            value_BC[b, c] = _dot(x_BD[b], W_MD[m]) + b_M[m]
-            score_BC[b, c] = value_BC[b, c] * norm_M[m]
+def rescore(x_D: Array, weights: Any, cand_C: Array, count: int, value_C: Array, score_C: Array) -> None:
+    """float32 pre-activations of a row's first `count` candidates, as far as there are places, and their scores: times the
+    norm of the latent's decoder row. `weights`: encoder rows, biases, norms."""
+    We_MD, be_M, norm_M = weights
+    count = min(count, cand_C.size)
+    for c in range(count):
+        if c + 1 < count:
+            ask_for(We_MD, cand_C[c + 1])
+        m = cand_C[c]
+        value_C[c] = dot(x_D, We_MD[m]) + be_M[m]
+        score_C[c] = value_C[c] * norm_M[m]
 
 
 @compiled
@@ -217,7 +210,7 @@ def _score(x_D: Array, weights: Any, cand_C: Array, bound_C: Array, count: int, 
         if turn + 1 < turns:
             ask_for(We_MD, cand_C[turn_C[turn + 1]])
         c = turn_C[turn]
-        value_C[c] = _dot(x_D, We_MD[cand_C[c]]) + be_M[cand_C[c]]
+        value_C[c] = dot(x_D, We_MD[cand_C[c]]) + be_M[cand_C[c]]
         done_C[c] = True
     scored = 0
     for c in range(count):
@@ -267,6 +260,43 @@ def scratch(places: int) -> Any:
     )
 
 
+def settling(collect: Any) -> Any:
+    """A loop that finds a row's best latents from what bounds their scores, and says whether they are sure; `collect(bounded,
+    limit, ...)` finds candidates.
+
+    Where the k-th best of those that reach `limit` scores less, that score becomes the limit: all that may score more are
+    then candidates. It is not sure where they need more than the places.
+    """
+
+    @compiled
+    def settled(
+        bounded: Any, limit: Any, x_D: Array, weights: Any, memory: Any, index_K: Array, value_K: Array
+    ) -> bool:
+        cand_C, bound_C, into = memory
+        for _ in range(2):
+            count = collect(bounded, limit, cand_C, bound_C)
+            reach = best_of(x_D, weights, cand_C, bound_C, count, into, index_K, value_K)
+            if reach >= limit:
+                return True
+            if reach == -INFINITE:
+                break
+            limit = reach
+        return False
+
+    return settled
+
+
+_settled = settling(_collect)
+
+
+@compiled
+def _bounded(bounds: Any, p_M: Array, numbers: Any, columns: Array, u_M: Array, best_N: Array, groups: int) -> Any:
+    """Bounds of a row's scores and the groups' maxima, from its product; `numbers`: see `bounds_int8`."""
+    bounds(p_M, *numbers, columns, u_M)
+    _maxima(u_M, best_N, groups)
+    return u_M, best_N, groups
+
+
 @compiled
 def top(
     p_BM: Array,
@@ -284,26 +314,14 @@ def top(
     value_BK: Array,
     sure_B: Array,
 ) -> None:
-    """Each row's best latents from a product that bounds them.
-
-    A first limit is reached by `asked` of the groups' largest bounds. Where the k-th best candidate scores less, that score
-    becomes the limit: all that may score more are then candidates. A row is not sure where they need more than the places.
-    """
+    """Each row's best latents from a product that bounds them. A first limit is reached by `asked` of the groups' maxima."""
     rows, latents = p_BM.shape
-    u_M = np.empty(latents, np.float32)
-    best_N = np.empty(latents // groups, np.float32)
-    cand_C, bound_C, into = np.empty(places, np.int32), np.empty(places, np.float32), scratch(places)
+    u_M, best_N = np.empty(latents, np.float32), np.empty(latents // groups, np.float32)
+    memory = np.empty(places, np.int32), np.empty(places, np.float32), scratch(places)
     for b in range(rows):
-        bounds(p_BM[b], scale_B[b], norm_B[b], add_B[b], columns, u_M)
-        _maxima(u_M, best_N, groups)
-        limit = limit_of(best_N, asked)
-        for _ in range(2):
-            count = _collect(u_M, best_N, groups, limit, cand_C, bound_C)
-            reach = best_of(x_BD[b], weights, cand_C, bound_C, count, into, index_BK[b], value_BK[b])
-            sure_B[b] = reach >= limit
-            if sure_B[b] or reach == -INFINITE:
-                break
-            limit = reach
+        numbers = scale_B[b], norm_B[b], add_B[b]
+        bounded = _bounded(bounds, p_BM[b], numbers, columns, u_M, best_N, groups)
+        sure_B[b] = _settled(bounded, limit_of(best_N, asked), x_BD[b], weights, memory, index_BK[b], value_BK[b])
 
 
 @compiled
@@ -316,18 +334,22 @@ def reaching(
     columns: Array,
     groups: int,
     limit: Any,
+    x_BD: Array,
+    weights: Any,
     cand_BC: Array,
-    bound_C: Array,
+    value_BC: Array,
+    score_BC: Array,
     count_B: Array,
 ) -> None:
-    """Every latent whose score may reach `limit`. A count above the places means that some were lost."""
+    """Every latent whose score may reach `limit`, and their scores. A count above the places means that some were lost."""
     rows, latents = p_BM.shape
-    u_M = np.empty(latents, np.float32)
-    best_N = np.empty(latents // groups, np.float32)
+    u_M, best_N = np.empty(latents, np.float32), np.empty(latents // groups, np.float32)
+    bound_C = np.empty(cand_BC.shape[1], np.float32)
     for b in range(rows):
-        bounds(p_BM[b], scale_B[b], norm_B[b], add_B[b], columns, u_M)
-        _maxima(u_M, best_N, groups)
-        count_B[b] = _collect(u_M, best_N, groups, limit, cand_BC[b], bound_C)
+        numbers = scale_B[b], norm_B[b], add_B[b]
+        bounded = _bounded(bounds, p_BM[b], numbers, columns, u_M, best_N, groups)
+        count_B[b] = _collect(bounded, limit, cand_BC[b], bound_C)
+        rescore(x_BD[b], weights, cand_BC[b], count_B[b], value_BC[b], score_BC[b])
 
 
 @compiled
@@ -375,7 +397,4 @@ def keep_above(
 def squares(g_MD: Array, norm_M: Array) -> None:
     """Sum of squares of each row."""
     for m in range(g_MD.shape[0]):
-        total = ZERO
-        for d in range(g_MD.shape[1]):
-            total += g_MD[m, d] * g_MD[m, d]
-        norm_M[m] = total
+        norm_M[m] = dot(g_MD[m], g_MD[m])

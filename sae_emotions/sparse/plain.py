@@ -148,7 +148,7 @@ class Plain:
         """See `Engine`."""
         return W_MD.norm(dim=-1)
 
-    def squared_norm(self, gradient: Weights) -> float:
+    def squared_norm(self, gradient: Weights) -> float | torch.Tensor:
         """See `Engine`."""
         return float(torch.stack([tensor.pow(2).sum() for tensor in gradient]).sum())
 

@@ -10,7 +10,6 @@ B rows, D residual width, M latents.
 """
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -18,13 +17,14 @@ import numpy as np
 import torch
 
 from sae_emotions import vector
+from sae_emotions.machine import seconds_of
 from sae_emotions.sparse import fused, kernels
 
 Kind = Literal["vnni", "int8", "bfloat16", "float32"]
 """What multiplies: our own int8 product on AVX-512 with VNNI, or torch's product of a type."""
 CHUNK = 256
 """Rows a product of torch's."""
-_SHAPE = (CHUNK, 576, 4096)
+_SHAPE, BUDGET = (CHUNK, 576, 4096), 0.1
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def fastest() -> Kind:
     seconds: dict[Kind, float] = {}
     for kind, product in products.items():
         try:
-            seconds[kind] = _seconds(product)
+            seconds[kind] = seconds_of(product, BUDGET)
         except RuntimeError:  # a type that torch does not multiply on this processor
             continue
     if vector.there():
@@ -60,27 +60,22 @@ def _own_product() -> float:
     rows, width, latents = _SHAPE
     packed, rooms = fused.packed(latents, width), fused.rooms(latents, width, 16, 1)
     some = np.ones((fused.BLOCK, width), np.float32)
-    return _seconds(lambda: fused.bounds(some, some[0], np.float32(0), packed, rooms)) * rows / fused.BLOCK
+
+    def product() -> None:
+        fused.bounds(some, some[0], np.float32(0), packed, rooms)
+
+    return seconds_of(product, BUDGET) * rows / fused.BLOCK
 
 
 def _screening(p_BM: np.ndarray) -> float:
     """Seconds to read bounds and maxima from a product on one thread."""
     rows, latents = p_BM.shape
-    row_B, columns = np.ones(rows, np.float32), np.ones((3, latents), np.float32)
-    none = np.empty((rows, 1), np.int32), np.empty(1, np.float32), np.empty(rows, np.int64)
-    limit = np.float32(np.inf)
-    return _seconds(lambda: kernels.reaching(p_BM, kernels.bounds_int8, row_B, row_B, row_B, columns, 16, limit, *none))
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    work()
-    times: list[float] = []
-    end = time.perf_counter() + 0.1
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 4]
+    row_B, columns, norm_M = np.ones(rows, np.float32), np.ones((3, latents), np.float32), np.ones(latents, np.float32)
+    row = p_BM, kernels.bounds_int8, row_B, row_B, row_B, columns, 16, np.float32(np.inf)
+    nothing = np.ones((rows, 1), np.float32), (np.ones((latents, 1), np.float32), norm_M, norm_M)
+    places = np.empty((rows, 1), np.float32)
+    found = np.empty((rows, 1), np.int32), places, places, np.empty(rows, np.int64)
+    return seconds_of(lambda: kernels.reaching(*row, *nothing, *found), BUDGET)
 
 
 def slack(width: int) -> np.float32:

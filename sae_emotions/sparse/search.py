@@ -141,12 +141,10 @@ class Products:
         groups = max(1, min(GROUPS, len(self._weights.norm_M) // 16))
 
         def work(part: slice) -> None:
-            bound_C = np.empty(places, np.float32)
             for some in _chunks(part):
                 centred, *product_ = self._product(x_BD[some])
-                cand, *scored, count = (column[some] for column in found)
-                kernels.reaching(*product_, groups, np.float32(least), cand, bound_C, count)
-                kernels.rescore(centred, *self._weights[:3], cand, count, *scored)
+                rows = (column[some] for column in found)
+                kernels.reaching(*product_, groups, np.float32(least), centred, self._weights[:3], *rows)
 
         self.threads.over(len(x_BD), work)
         return found
@@ -219,7 +217,8 @@ class Fused:
         def work(part: slice) -> None:
             room = self._rooms(groups, places)
             rows = (column[part] for column in into)
-            fused.top(x_BD[part], self._origin, self._most, made, room, self._weights, asked, *rows)
+            bounded = self._origin, self._most, made, room
+            fused.top(x_BD[part], *bounded, self._weights[:3], self._weights.bd_D, asked, *rows)
 
         self.threads.over(len(x_BD), work)
 
@@ -230,7 +229,8 @@ class Fused:
         def work(part: slice) -> None:
             room = self._rooms(1, places)
             rows = (column[part] for column in found)
-            fused.reaching(x_BD[part], self._origin, self._most, made, room, self._weights, np.float32(least), *rows)
+            bounded = self._origin, self._most, made, room
+            fused.reaching(x_BD[part], *bounded, self._weights[:3], self._weights.bd_D, np.float32(least), *rows)
 
         self.threads.over(len(x_BD), work)
         return found

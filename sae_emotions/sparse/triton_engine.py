@@ -10,7 +10,6 @@ B rows, D residual width, M latents, C candidates a row, K active latents a row,
 R parts of latents' pairs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,8 +39,10 @@ SHARES = (0.93, 0.65, 0.3)
 """Of the guess: where a batch's limit is looked for, one after the other."""
 
 
-class Triton:
-    """The engine for GPUs. `fixed`: the weights will not change. `recorder` records what has fixed shapes; None: nothing.
+class Triton(Plain):
+    """The engine for GPUs; what it does not do itself is plain PyTorch's.
+
+    `fixed`: the weights will not change. `recorder` records what has fixed shapes; None: nothing.
 
     What `errors` and `gradients` return lies in memory that the next call of the same method uses again.
     """
@@ -62,7 +63,7 @@ class Triton:
         rest = unsure_B.nonzero()[:, 0]
         index_BK, value_BK = index_BK.clone(), value_BK.clone()
         if len(rest):
-            again = Plain().top(x_BD[rest], weights, norm_M, k)
+            again = super().top(x_BD[rest], weights, norm_M, k)
             index_BK[rest], value_BK[rest] = again.index_P.view(-1, k), again.value_P.view(-1, k)
         start_B1 = torch.arange(0, len(x_BD) * k + 1, k, device=x_BD.device)
         return Active(start_B1, index_BK.view(-1), value_BK.view(-1), len(rest))
@@ -91,7 +92,7 @@ class Triton:
             if int((found.score_BC >= limit).sum()) >= wanted:
                 best = found.score_BC.view(-1).topk(wanted, sorted=False).indices.sort().values
                 return _picked(found, best)
-        return Plain().top_of_batch(x_BD, weights, norm_M, k, guess)
+        return super().top_of_batch(x_BD, weights, norm_M, k, guess)
 
     def above(self, x_BD: torch.Tensor, weights: Weights, threshold_M: torch.Tensor) -> Active:
         """See `Engine`."""
@@ -141,25 +142,9 @@ class Triton:
         made: Weights = self._gradients((x_BD.contiguous(), *active[:3]), standing)
         return made
 
-    def share(self, count: int, work: Callable[[slice], object]) -> None:
-        """See `Engine`."""
-        work(slice(0, count))
-
-    def scaled(self, x_BD: torch.Tensor, scale: float) -> torch.Tensor:
-        """See `Engine`."""
-        return x_BD * scale
-
-    def scores(self, active: Active, norm_M: torch.Tensor) -> torch.Tensor:
-        """See `Engine`."""
-        return active.value_P * norm_M[active.index_P]
-
     def fired(self, active: Active, latents: int) -> torch.Tensor:
         """See `Engine`. Sums of ones are exact in any order."""
         return active.value_P.new_zeros(latents).index_add_(0, active.index_P, (active.value_P > 0).float())
-
-    def norms(self, W_MD: torch.Tensor) -> torch.Tensor:
-        """See `Engine`."""
-        return W_MD.norm(dim=-1)
 
     def squared_norm(self, gradient: Weights) -> torch.Tensor:
         """See `Engine`."""

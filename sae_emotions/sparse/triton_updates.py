@@ -8,6 +8,25 @@ import triton.language as tl
 
 
 @triton.jit
+def _pairs(
+    p: tl.tensor,
+    there: tl.tensor,
+    d: tl.tensor,
+    index_P: tl.tensor,
+    value_P: tl.tensor,
+    level_M: tl.tensor,
+    Wd_MD: tl.tensor,
+    width: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Values and levels of the pairs `p`, and a tile of their decoder rows; 0 where a pair is not `there`."""
+    m = tl.load(index_P + p, mask=there, other=0)
+    value = tl.load(value_P + p, mask=there, other=0.0)
+    level = tl.load(level_M + m, mask=there, other=0)
+    here_PD = there[:, None] & (d < width)[None, :]
+    return value, level, tl.load(Wd_MD + m[:, None] * width + d[None, :], mask=here_PD, other=0.0)
+
+
+@triton.jit
 def decode(
     x_BD: tl.tensor,
     Wd_MD: tl.tensor,
@@ -38,11 +57,7 @@ def decode(
     out_LD = tl.full((LEVELS_2, BLOCK_D), 0.0, tl.float32)
     for at in range(first, end, BLOCK_P):
         p = at + tl.arange(0, BLOCK_P)
-        m = tl.load(index_P + p, mask=p < end, other=0)
-        value = tl.load(value_P + p, mask=p < end, other=0.0)
-        level = tl.load(level_M + m, mask=p < end, other=0)
-        here_PD = (p < end)[:, None] & (d < width)[None, :]
-        w_PD = tl.load(Wd_MD + m[:, None] * width + d[None, :], mask=here_PD, other=0.0)
+        value, level, w_PD = _pairs(p, p < end, d, index_P, value_P, level_M, Wd_MD, width)
         for one in tl.static_range(LEVELS):
             part_D = tl.sum(tl.where(level == one, value, 0.0)[:, None] * w_PD, 0)
             out_LD += tl.where((levels == one)[:, None], part_D[None, :], 0.0)
@@ -61,11 +76,7 @@ def decode(
     # The tile of the decoder rows is still in the first-level cache.
     for at in range(first, end, BLOCK_P):
         p = at + tl.arange(0, BLOCK_P)
-        m = tl.load(index_P + p, mask=p < end, other=0)
-        value = tl.load(value_P + p, mask=p < end, other=0.0)
-        level = tl.load(level_M + m, mask=p < end, other=0)
-        here_PD = (p < end)[:, None] & (d < width)[None, :]
-        w_PD = tl.load(Wd_MD + m[:, None] * width + d[None, :], mask=here_PD, other=0.0)
+        value, level, w_PD = _pairs(p, p < end, d, index_P, value_P, level_M, Wd_MD, width)
         dot = tl.full((BLOCK_P,), 0.0, tl.float32)
         for one in tl.static_range(LEVELS):
             off_D = tl.sum(tl.where((levels == one)[:, None], off_LD, 0.0), 0)
