@@ -188,7 +188,7 @@ def doctor(folder: Path = Path(".")) -> dict[str, Any]:
 
 
 def tune_allocator() -> bool:
-    """Let glibc keep freed memory, which makes a CPU forward pass 10 to 15 % faster. False where there is no glibc."""
+    """Let glibc keep freed memory: large arrays that come and go then need no new pages. False where there is no glibc."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

@@ -59,7 +59,9 @@ def fake_run(folder: Path) -> Path:
             "stages": {key: {"state": "done", "seconds": 10.0 + n} for n, key in enumerate(keys)},
         },
     )
-    write_json(folder / "activations" / "text" / "plan.json", {"tokens": 2048, "rows": 2000, "documents": 9})
+    strays = {"2": {"cosine": 0.9999, "relative_error": 0.0064, "eager": {"cosine": 0.9998, "relative_error": 0.0117}}}
+    read = {"forward": {"path": "fused", "why": "asked"}, "dtype": "bfloat16", "parity_with_float32": strays}
+    write_json(folder / "activations" / "text" / "plan.json", {"tokens": 2048, "rows": 2000, "documents": 9} | read)
     for name, block in ((FIRST, 2), (SECOND, 3)):
         _dictionary(folder / "dictionaries" / name, name, block, np.random.default_rng(block))
         _labels(folder / "labels" / name, np.random.default_rng(10 + block))

@@ -18,7 +18,7 @@ from sae_emotions.harvest.rows import shard_name
 def quantised(x_ND: torch.Tensor, centre_D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 rows around `centre_D` and their float32 scale (largest deviation / 127).
 
-    On this model's rows the error was .00026 of the variance, against .00165 without the centre.
+    The centre takes outlier dimensions out of the scale: without it the others would get few of the 127 steps.
     """
     off_ND = x_ND - centre_D
     scale_N = (off_ND.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)

@@ -50,6 +50,8 @@ class Found(NamedTuple):
 
     name: str
     block: int
+    read: Row
+    """how its rows were read: path and dtype, and how they stray from the model in float32"""
     quality: Row
     training: pa.Table | None
     labels: Labels | None
@@ -71,8 +73,7 @@ def gather(config: RunConfig, path: Path) -> Findings:
     """Read a run folder. Raises `UserError` where it is none, or a table is damaged."""
     run = Run(path)
     folder = run._folder
-    plan = "activations/text/plan.json"
-    tokens = folder.json(plan)["tokens"] if folder.has(plan) else None
+    plan = _json(run, "activations/text/plan.json")
     found = []
     for dictionary in config.dictionaries:
         name = dictionary.name
@@ -82,13 +83,21 @@ def gather(config: RunConfig, path: Path) -> Findings:
             Found(
                 name,
                 dictionary.block,
+                _read(plan, dictionary.block),
                 folder.json(quality) if folder.has(quality) else {},
                 folder.table(training) if folder.has(training) else None,
                 labels,
                 _causal(run, name) if labels and folder.has(f"causal/{name}/verdicts.parquet") else None,
             )
         )
-    return Findings(config, run.info, tokens, tuple(found))
+    return Findings(config, run.info, plan.get("tokens"), tuple(found))
+
+
+def _read(plan: Row, block: int) -> Row:
+    if "forward" not in plan:
+        return {}
+    strays = (plan["parity_with_float32"] or {}).get(str(block), {})
+    return {"path": plan["forward"]["path"], "dtype": plan["dtype"], **strays}
 
 
 def _labels(run: Run, name: str) -> Labels:

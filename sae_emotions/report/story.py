@@ -76,6 +76,7 @@ def dictionary(one: Found) -> list[str]:
     lines = [
         f"A {ARCHITECTURES.get(kind, kind)} dictionary of {quality['d_sae']:,} features for block {one.block} {made}."
     ]
+    lines += _read(one)
     facts = []
     if quality.get("l0") is not None:
         facts.append(f"spells a token with {quality['l0']:.1f} active features on average")
@@ -92,6 +93,21 @@ def dictionary(one: Found) -> list[str]:
         share = f"{quality['dead']:.1%} of its" if quality["dead"] else "none of its"
         lines.append(f"At the end of training {share} features were dead.")
     return lines
+
+
+def _read(one: Found) -> list[str]:
+    """How near its rows are to the model's own in float32."""
+    read = one.read
+    if not read:
+        return []
+    how = f"Its rows were read in {read['dtype']}, by the {read['path']} pass"
+    if "relative_error" not in read:
+        return [f"{how}; there was no room to compare them with the model in float32."]
+    own = read["eager"]["relative_error"]
+    return [
+        f"{how}; on a few windows of the text they stray from the model in float32 by {read['relative_error']:.2%} (the "
+        f"model's own forward pass in {read['dtype']} by {own:.2%})."
+    ]
 
 
 def labels(found: Labels) -> list[str]:

@@ -33,6 +33,7 @@ def _dictionary(one: Found, stages: dict[str, float]) -> dict[str, Any]:
     return {
         "name": one.name,
         "block": one.block,
+        "read": one.read or None,
         **quality,
         "labels": label_numbers(one.labels) if one.labels else None,
         "causal": causal_numbers(one.causal) if one.causal else None,

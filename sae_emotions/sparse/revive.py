@@ -1,5 +1,9 @@
 """AuxK (Gao et al. 2024, A.2): dead latents learn from what the living ones leave over.
 
+Where all dead latents take part, loss and gradients need no row's new error: with the decoder rows' products Wd Wd^T and the
+activations' A^T A they are four products of B x N x D and two of B x N x N. Where only the strongest take part (more than
+D / 2 are dead), they are five of B x N x D.
+
 B rows, D residual width, N dead latents.
 """
 
@@ -9,12 +13,24 @@ import torch
 
 from sae_emotions.sparse.shapes import Engine, Weights
 
-CHUNK = 256
-"""Rows at once: what lies between the five products stays in the cache."""
+CHUNK = 512
+"""Rows at once: what lies between the products stays in the cache."""
+LANES = 16
+"""Few dead latents are rounded up to a multiple of this by some that are zero: such products are faster."""
+
+
+class _Dead(NamedTuple):
+    """Weights of the dead latents."""
+
+    We_ND: torch.Tensor
+    Wd_ND: torch.Tensor
+    be_N: torch.Tensor
+    norm_N: torch.Tensor
+    bd_D: torch.Tensor
 
 
 class _Sums(NamedTuple):
-    """Gradients over some rows, and the sum of squares of what is still left."""
+    """Gradients over some rows, and the loss."""
 
     We_ND: torch.Tensor
     Wd_ND: torch.Tensor
@@ -34,42 +50,25 @@ def revive(
 ) -> torch.Tensor:
     """Let the strongest dead latents predict what is left over; adds to `gradient`, and returns the loss, scaled as SAELens does.
 
-    `error_BD`: gradient of the mean squared error by the reconstruction. Only the dead latents' columns are computed, five
-    products of B x N x D, each part on a thread of the engine's: one that torch shares out would leave its threads spinning.
+    `error_BD`: gradient of the mean squared error by the reconstruction. Only the dead latents' columns are computed, each part
+    of the rows on a thread of the engine's: a product that torch shares out would leave its threads spinning.
     """
     (rows, width), dead = x_BD.shape, len(dead_N)
     most = width // 2
     scale = coefficient * min(dead / most, 1.0)
-    We_ND, Wd_ND = x_BD.new_empty(dead, width), x_BD.new_empty(dead, width)
-    be_N, norm_N = x_BD.new_empty(dead), x_BD.new_empty(dead)
+    size = dead if dead > most else -(-dead // LANES) * LANES
+    zeros = x_BD.new_zeros
+    held = _Dead(zeros(size, width), zeros(size, width), zeros(size), zeros(size), weights.bd_D)
     sums: dict[tuple[int, int], _Sums] = {}
 
     def gather(part: slice) -> None:
-        for into, column in ((We_ND, weights.We_MD), (Wd_ND, weights.Wd_MD), (be_N, weights.be_M), (norm_N, norm_M)):
+        columns = weights.We_MD, weights.Wd_MD, weights.be_M, norm_M
+        for into, column in zip(held[:4], columns, strict=True):
             into[part] = column[dead_N[part]]
 
     def learn(part: slice) -> None:
-        total = sums[part.start, part.stop] = _Sums(
-            torch.zeros_like(We_ND), torch.zeros_like(Wd_ND), torch.zeros_like(be_N), x_BD.new_zeros(())
-        )
-        for at in range(part.start, part.stop, CHUNK):
-            some = slice(at, min(at + CHUNK, part.stop))
-            centred_BD = x_BD[some] - weights.bd_D
-            acts_BN = torch.addmm(be_N, centred_BD, We_ND.t())
-            keep_BN = None
-            if dead > most:
-                top = (acts_BN * norm_N).topk(most, -1, sorted=False).indices
-                keep_BN = torch.zeros_like(acts_BN).scatter_(-1, top, 1.0)
-                acts_BN *= keep_BN
-            off_BD = torch.addmm(error_BD[some], acts_BN, Wd_ND, beta=rows / 2)
-            total.loss.add_(off_BD.pow(2).sum())
-            off_BD *= 2 * scale / rows
-            g_BN = off_BD @ Wd_ND.t()
-            if keep_BN is not None:
-                g_BN *= keep_BN
-            total.Wd_ND.addmm_(acts_BN.t(), off_BD)
-            total.We_ND.addmm_(g_BN.t(), centred_BD)
-            total.be_N.add_(g_BN.sum(0))
+        some = x_BD[part], error_BD[part], held, scale, rows
+        sums[part.start, part.stop] = _by_all(*some) if dead <= most else _by_the_strongest(*some, most)
 
     engine.share(dead, gather)
     engine.share(rows, learn)
@@ -82,8 +81,56 @@ def revive(
             gradient.Wd_MD[dead_N[part]] += one.Wd_ND[part]
             gradient.We_MD[dead_N[part]] += one.We_ND[part]
         gradient.be_M[dead_N[part]] += bias_N[part]
-        taken_back[part.start, part.stop] = bias_N[part] @ We_ND[part]
+        taken_back[part.start, part.stop] = bias_N[part] @ held.We_ND[part]
 
     engine.share(dead, add)
     gradient.bd_D.sub_(torch.stack([taken_back[part] for part in sorted(taken_back)]).sum(0))
-    return scale * torch.stack([one.loss for one in made]).sum() / rows
+    return torch.stack([one.loss for one in made]).sum()
+
+
+def _nothing(held: _Dead) -> _Sums:
+    zeros = torch.zeros_like
+    return _Sums(zeros(held.We_ND), zeros(held.Wd_ND), zeros(held.be_N), held.be_N.new_zeros(()))
+
+
+def _by_all(x_BD: torch.Tensor, error_BD: torch.Tensor, held: _Dead, scale: float, rows: int) -> _Sums:
+    """All dead latents predict; `x_BD` are some of a batch's `rows`."""
+    made = _nothing(held)
+    overlap_NN = held.Wd_ND @ held.Wd_ND.t()
+    acts_NN = torch.zeros_like(overlap_NN)
+    for some_BD, left_BD in zip(x_BD.split(CHUNK), error_BD.split(CHUNK), strict=True):
+        centred_BD = some_BD - held.bd_D
+        acts_BN = torch.addmm(held.be_N, centred_BD, held.We_ND.t())
+        g_BN = left_BD @ held.Wd_ND.t()
+        made.loss.add_(torch.dot(acts_BN.view(-1), g_BN.view(-1)) + rows / 4 * left_BD.norm() ** 2)
+        g_BN.addmm_(acts_BN, overlap_NN, alpha=2 / rows)
+        made.Wd_ND.addmm_(acts_BN.t(), left_BD)
+        acts_NN.addmm_(acts_BN.t(), acts_BN)
+        made.We_ND.addmm_(g_BN.t(), centred_BD)
+        made.be_N.add_(g_BN.sum(0))
+    made.Wd_ND.addmm_(acts_NN, held.Wd_ND, alpha=2 / rows)
+    made.loss.add_((acts_NN * overlap_NN).sum() / rows)
+    for one in made:
+        one.mul_(scale)
+    return made
+
+
+def _by_the_strongest(
+    x_BD: torch.Tensor, error_BD: torch.Tensor, held: _Dead, scale: float, rows: int, most: int
+) -> _Sums:
+    """Of each row the `most` strongest dead latents predict; `x_BD` are some of a batch's `rows`."""
+    made = _nothing(held)
+    for some_BD, left_BD in zip(x_BD.split(CHUNK), error_BD.split(CHUNK), strict=True):
+        centred_BD = some_BD - held.bd_D
+        acts_BN = torch.addmm(held.be_N, centred_BD, held.We_ND.t())
+        top = (acts_BN * held.norm_N).topk(most, -1, sorted=False).indices
+        keep_BN = torch.zeros_like(acts_BN).scatter_(-1, top, 1.0)
+        acts_BN *= keep_BN
+        off_BD = torch.addmm(left_BD, acts_BN, held.Wd_ND, beta=rows / 2)
+        made.loss.add_(scale / rows * off_BD.pow(2).sum())
+        off_BD *= 2 * scale / rows
+        g_BN = (off_BD @ held.Wd_ND.t()).mul_(keep_BN)
+        made.Wd_ND.addmm_(acts_BN.t(), off_BD)
+        made.We_ND.addmm_(g_BN.t(), centred_BD)
+        made.be_N.add_(g_BN.sum(0))
+    return made

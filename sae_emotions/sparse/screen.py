@@ -3,8 +3,7 @@
 A row x and a latent's encoder row w are written as what is kept plus what is lost, x = a + r and w = c + s. Then x.w differs
 from a.c by at most |r| (|c| + |s|) + |a| |s|, so that a latent whose bound a.c + that lies below a limit scores less than it.
 
-Rows that were stored as int8 around a centre are exactly int8 around it: there r is zero, and the bound narrower
-(a third as wide on SmolLM2-135M, block 22).
+Rows that were stored as int8 around a centre are exactly int8 around it: there r is zero, and the bound narrower.
 
 B rows, D residual width, M latents.
 """
