@@ -5,6 +5,7 @@ repeated where the run has fewer; above `whole` rows it trains on `whole` of the
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,6 +81,7 @@ def train_points(options: dict[str, Any]) -> list[dict[str, Any]]:
             settings = settings.model_copy(update={"batch": min(settings.batch, rows // 4)})
             create_or_check(folder / "run", config.model_copy(update={"dictionaries": (settings,)}))
             copy_rows(options["run"], settings.block, rows, folder / "run" / "activations" / "text")
+            os.sync()  # or the writing goes on beside the training
             found = child({"what": "train", "run": str(folder / "run")}, folder)
         points.append({"rows": rows, "measured_whole": share == 1.0, "d_sae": settings.d_sae, **found})
         points[-1]["seconds_for_all"] = found["seconds"] * rows / found["trained"] if share < 1 else found["seconds"]
