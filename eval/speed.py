@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "--run runs/demo --kinds topk batchtopk matryoshka family --rounds 3 --vectors 102400",
     "harvest": "",
     "encode": "--run runs/demo",
-    "scaling": "--run runs/demo --whole 200000 --harvest 10000 30000 --peers ours --rounds 2",
+    "scaling": "--run runs/demo --whole 10000000 --harvest 10000 30000 --peers ours saelens --rounds 2",
 }
 
 
@@ -180,7 +180,7 @@ def _train_row(point: dict[str, Any]) -> str:
         "whole"
         if point["measured_whole"]
         else f"trained on {point['trained']:,} rows drawn from all, in {point['seconds']:,.0f} s, and read "
-        f"{point['read_only']:,} more; the time is that rate for all rows"
+        f"{point['read_only']:,} more; the time has the others at the steps' pace"
     )
     return f"| train, {point['rows']:,} rows | {point['seconds_for_all']:,.0f} s | {_memory(point)} | {how} |"
 

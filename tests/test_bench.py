@@ -217,7 +217,9 @@ def test_scaling_measures_a_part_and_reads_the_rest(run: Path, tmp_path: Path) -
     found = read_json(tmp_path / "found.json")
     (point,) = found["train"]
     assert not point["measured_whole"]
-    assert point["seconds_for_all"] == pytest.approx(point["seconds"] * 1024 / point["trained"])
+    left = 1024 - point["trained"]
+    assert point["seconds_for_all"] == pytest.approx(point["seconds"] + left / point["pace"])
+    assert point["pace"] > point["trained"] / point["seconds"]
     assert point["trained"] <= 512 and point["trained"] + point["read_only"] > 850
     assert [point["shards"] for point in found["harvest"]] == [4]
     assert all(0 < point["own_bytes"] <= point["mapped_bytes"] for point in found["train"] + found["harvest"])

@@ -16,7 +16,7 @@ import torch
 from sae_emotions.artefact import read_json, write_json
 from sae_emotions.config import RunConfig
 from sae_emotions.dictionary.data import shuffled, training_rows
-from sae_emotions.dictionary.train import named, train
+from sae_emotions.dictionary.train import named, train_together
 from sae_emotions.harvest.harvest import describe_texts, write_shards
 from sae_emotions.harvest.plan import make_plan
 from sae_emotions.harvest.readers import Reading
@@ -66,13 +66,19 @@ class Peak:
 
 
 def trained(task: dict[str, Any]) -> dict[str, Any]:
-    """Run the train stage on `rows` of the store in `run`, then read every other row of it in training's own order."""
+    """Run the train stage on `rows` of the store in `run`, then read every other row of it in training's own order.
+
+    "pace": rows a second between the first and the last step that are noted, past the first steps and what they compile.
+    """
     run = Path(task["run"])
     config = config_of(run)
     name = config.dictionaries[0].name
     start = time.perf_counter()
-    train(config, run, name)
+    noted = [(start, 0.0)]
+    for _ in train_together(config, run, [name], lambda _, found: noted.append((time.perf_counter(), found["rows"]))):
+        pass
     seconds = time.perf_counter() - start
+    (begun, before), (ended, after) = noted[min(1, len(noted) - 2)], noted[-1]
     steps = read_json(run / "dictionaries" / name / "quality.json")["steps"]
     settings = named(config, name)
     rows = training_rows(run, config, settings)
@@ -83,6 +89,7 @@ def trained(task: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "trained": steps * settings.batch,
+        "pace": (after - before) / (ended - begun),
         "read_only": max(0, whole - steps) * settings.batch,
         "read_only_seconds": time.perf_counter() - start,
     }

@@ -1,7 +1,8 @@
 """What grows and what does not: time and memory by tokens, for training and for the harvest, and a step's cost by latents.
 
 Every point is a process of its own. Training reads a temporary store of that many rows, copied from a run's own shards and
-repeated where the run has fewer; above `whole` rows it trains on `whole` of them, drawn from all, and reads the rest.
+repeated where the run has fewer; above `whole` rows it trains on `whole` of them, drawn from all, and reads the rest. What
+the others would take is told from the pace of its steps: start and end (choosing rows, evaluation) are there once.
 """
 
 import json
@@ -84,7 +85,8 @@ def train_points(options: dict[str, Any]) -> list[dict[str, Any]]:
             os.sync()  # or the writing goes on beside the training
             found = child({"what": "train", "run": str(folder / "run")}, folder)
         points.append({"rows": rows, "measured_whole": share == 1.0, "d_sae": settings.d_sae, **found})
-        points[-1]["seconds_for_all"] = found["seconds"] * rows / found["trained"] if share < 1 else found["seconds"]
+        left = rows - found["trained"] if share < 1 else 0
+        points[-1]["seconds_for_all"] = found["seconds"] + left / found["pace"]
         say(_train_line(points[-1]))
     return points
 
