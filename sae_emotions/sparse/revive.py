@@ -102,7 +102,7 @@ def _by_all(x_BD: torch.Tensor, error_BD: torch.Tensor, held: _Dead, scale: floa
         centred_BD = some_BD - held.bd_D
         acts_BN = torch.addmm(held.be_N, centred_BD, held.We_ND.t())
         g_BN = left_BD @ held.Wd_ND.t()
-        made.loss.add_(torch.dot(acts_BN.view(-1), g_BN.view(-1)) + rows / 4 * left_BD.norm() ** 2)
+        made.loss.add_(torch.dot(acts_BN.view(-1), g_BN.view(-1)) + rows / 4 * left_BD.pow(2).sum())
         g_BN.addmm_(acts_BN, overlap_NN, alpha=2 / rows)
         made.Wd_ND.addmm_(acts_BN.t(), left_BD)
         acts_NN.addmm_(acts_BN.t(), acts_BN)
