@@ -6,7 +6,7 @@ import pytest
 from sae_emotions.label.baselines import difference_of_means
 from sae_emotions.label.layout import Panel, panel
 from sae_emotions.label.probes import centred, logistic_regression, own_label, sample, without_components
-from sae_emotions.label.sparse_probes import Picked, l1_logistic, stepwise, ridge_weights
+from sae_emotions.label.sparse_probes import Picked, l1_logistic, ridge_weights, stepwise
 from tests.test_label_statistics import small_layout
 
 
@@ -51,7 +51,9 @@ def test_neutral_components_are_gone_and_no_more_than_asked_for() -> None:
         left = without_components(vectors, neutral, share) @ directions.T
         np.testing.assert_allclose(left.mean(0), 0, atol=1e-9)
         assert np.abs(left[:, :gone]).max() < 0.15
-        np.testing.assert_allclose(left[:, gone + 1 :], ((vectors - vectors.mean(0)) @ directions.T)[:, gone + 1 :], atol=0.2)
+        np.testing.assert_allclose(
+            left[:, gone + 1 :], ((vectors - vectors.mean(0)) @ directions.T)[:, gone + 1 :], atol=0.2
+        )
 
 
 def greedy(x: np.ndarray, target: np.ndarray, picks: int) -> list[int]:

@@ -99,7 +99,12 @@ def story_means(
 
 
 def embedding_means(
-    rows: RowStore, keys: Sequence[str], text_ids: Sequence[str], skip_tokens: int, token_n: np.ndarray, W_E_nD: np.ndarray
+    rows: RowStore,
+    keys: Sequence[str],
+    text_ids: Sequence[str],
+    skip_tokens: int,
+    token_n: np.ndarray,
+    W_E_nD: np.ndarray,
 ) -> np.ndarray:
     """Mean input embedding over the same tokens as `story_means`: a bag of words in the model's own terms. (T, D).
 
@@ -111,7 +116,9 @@ def embedding_means(
     text_N, token_N = _document_text(keys, text_ids)[rows.document_N[index_N]], rows.token_N[index_N]
     column_N = np.minimum(np.searchsorted(token_n, token_N), len(token_n) - 1)
     if (token_n[column_N] != token_N).any():
-        raise UserError("embedding.safetensors lacks tokens of the concept texts; delete it and run the harvest stage again.")
+        raise UserError(
+            "embedding.safetensors lacks tokens of the concept texts; delete it and run the harvest stage again."
+        )
     counts_Tn = csr_array((np.ones(len(index_N), np.float32), (text_N, column_N)), (len(text_ids), len(token_n)))
     return np.asarray(counts_Tn @ W_E_nD / counts_Tn.sum(1)[:, None], np.float32)
 

@@ -12,6 +12,7 @@ from sae_emotions.label.baselines import difference_of_means, tfidf_scores
 from sae_emotions.label.layout import Layout
 from sae_emotions.label.probes import centred, logistic_regression, own_label, sample, without_components
 from sae_emotions.label.ranks import auroc, doubled_midranks
+from sae_emotions.label.sparse_probes import l1_logistic, stepwise
 from sae_emotions.label.transfer import Method, Pair, Scored, cross_validated_auroc
 
 FOLDS = 3
@@ -32,8 +33,8 @@ class Material(NamedTuple):
     resid_TD: np.ndarray
     embedding_TD: np.ndarray
     """mean input embedding"""
-    neutral_MD: np.ndarray
-    """mean residual stream of texts that show no concept"""
+    general_MD: np.ndarray
+    """mean residual stream of general texts"""
     texts: Sequence[str]
 
 
@@ -52,12 +53,12 @@ def difference(values_TX: np.ndarray) -> Method:
     return lambda panels: Scored((values_TX @ difference_of_means(values_TX, panels).T.astype(np.float32),))
 
 
-def denoised(material: Material) -> Method:
+def denoised(resid_TD: np.ndarray, neutral_MD: np.ndarray) -> Method:
     """Difference of means in the residual stream, centred, without the neutral texts' leading components."""
 
     def fit(panels: Pair) -> Scored:
-        dense_CD = without_components(difference_of_means(material.resid_TD, panels), material.neutral_MD)
-        return Scored((material.resid_TD @ dense_CD.T.astype(np.float32),))
+        dense_CD = without_components(difference_of_means(resid_TD, panels), neutral_MD)
+        return Scored((resid_TD @ dense_CD.T.astype(np.float32),))
 
     return fit
 
@@ -104,3 +105,75 @@ def random_directions(resid_TD: np.ndarray, found: Layout, seed: int, draws: int
 def bag_of_words(texts: Sequence[str]) -> Method:
     """TF-IDF, difference of means."""
     return lambda panels: Scored((tfidf_scores(texts, panels),))
+
+
+def few(acts_TF: np.ndarray, resid_TD: np.ndarray, picks: int, ridge: float = 30.0) -> Method:
+    """`picks` features a concept by stepwise regression of the dense score."""
+
+    def fit(panels: Pair) -> Scored:
+        rows = sample(panels)
+        dense_CD = difference_of_means(resid_TD, panels).astype(np.float32)
+        target_NC = centred(resid_TD[rows.text_N] @ dense_CD.T, rows)
+        picked = stepwise(centred(acts_TF[rows.text_N], rows), target_NC, picks, ridge)
+        return Scored((picked.scores(acts_TF),), picked.feature_CK)
+
+    return fit
+
+
+def picked_by_l1(acts_TF: np.ndarray, picks: int) -> Method:
+    """`picks` features a concept as an L1 logistic regression takes them up."""
+
+    def fit(panels: Pair) -> Scored:
+        rows = sample(panels)
+        picked = l1_logistic(centred(acts_TF[rows.text_N], rows), own_label(rows, len(panels[0].rows_CS)), picks)
+        return Scored((picked.scores(acts_TF),), picked.feature_CK)
+
+    return fit
+
+
+def run_methods(material: Material, choose: Choose) -> dict[str, Method]:
+    """What every run compares."""
+    return {
+        "single": single(material.acts_TF, material.ranks_TF, choose),
+        "five": few(material.acts_TF, material.resid_TD, 5),
+        "sixteen": few(material.acts_TF, material.resid_TD, 16),
+        "dense": difference(material.resid_TD),
+        "dense_denoised": denoised(material.resid_TD, material.general_MD),
+        "tfidf": bag_of_words(material.texts),
+        "embeddings": difference(material.embedding_TD),
+    }
+
+
+def further_methods(
+    material: Material, found: Layout, choose: Choose, seed: int, neutral_MD: np.ndarray | None = None
+) -> dict[str, Method]:
+    """What takes longer, and the controls. `neutral_MD`: mean residual stream of texts written to show no concept."""
+    methods = {
+        "five_l1": picked_by_l1(material.acts_TF, 5),
+        "sixteen_l1": picked_by_l1(material.acts_TF, 16),
+        "logistic": logistic(material.resid_TD),
+        "best_dimension": best_dimension(material.resid_TD, found, choose),
+        "random_direction": random_directions(material.resid_TD, found, seed),
+    }
+    if neutral_MD is not None:
+        methods["dense_denoised_neutral"] = denoised(material.resid_TD, neutral_MD)
+    return methods
+
+
+DESCRIBED = {
+    "single": "one feature a concept, by the labelling rule on the training texts",
+    "five": "five features a concept",
+    "sixteen": "sixteen features a concept",
+    "five_l1": "five features as an L1 logistic regression takes them up, refitted without the L1 penalty",
+    "sixteen_l1": "sixteen features as an L1 logistic regression takes them up, refitted without the L1 penalty",
+    "dense": "difference of means in the residual stream",
+    "dense_denoised": "the same, centred, without the general text's leading components (half of its variance)",
+    "dense_denoised_neutral": "the same, centred, without the leading components of texts written to show no concept",
+    "logistic": "logistic regression on the whole residual stream; penalty by cross-validation over training topics",
+    "tfidf": "difference of means of TF-IDF",
+    "embeddings": "difference of means of the model's mean input embeddings: a bag of words",
+    "best_dimension": "one dimension of the residual stream, of either sign, by the labelling rule",
+    "random_direction": "a random direction of the better sign; mean over draws",
+    "random_dictionary": "one feature of a dictionary of the same shape with random directions, by the labelling rule",
+}
+"""What each method is, for people."""

@@ -29,6 +29,7 @@ def stepwise(x_NF: np.ndarray, target_NC: np.ndarray, picks: int, ridge: float) 
     """
     texts, concepts = target_NC.shape
     length_F = (x_NF**2).sum(0)
+    picks = min(picks, int((length_F > 0).sum()))
     extra = np.float32(ridge / texts * length_F[length_F > 0].mean())
     rest_NC = np.array(target_NC, np.float32)
     basis_CKN = np.zeros((concepts, picks, texts), np.float32)
@@ -48,13 +49,15 @@ def stepwise(x_NF: np.ndarray, target_NC: np.ndarray, picks: int, ridge: float) 
         basis_CKN[:, k] = new_CN
         rest_NC -= (new_CN * (new_CN * rest_NC.T).sum(1, keepdims=True)).T
         along_CF += (new_CN @ x_NF) ** 2
-    return Picked(feature_CK, ridge_weights(x_NF, target_NC, feature_CK, extra))
+    return Picked(feature_CK, ridge_weights(x_NF, target_NC, feature_CK, float(extra)))
 
 
 def ridge_weights(x_NF: np.ndarray, target_NC: np.ndarray, feature_CK: np.ndarray, extra: float) -> np.ndarray:
     """Weights of a ridge regression of each concept's target on its picks. (C, K)"""
     picked_CNK = x_NF[:, feature_CK].transpose(1, 0, 2)
-    gram_CKK = np.matmul(picked_CNK.transpose(0, 2, 1), picked_CNK) + extra * np.eye(feature_CK.shape[1], dtype=np.float32)
+    gram_CKK = np.matmul(picked_CNK.transpose(0, 2, 1), picked_CNK) + extra * np.eye(
+        feature_CK.shape[1], dtype=np.float32
+    )
     moment_CK = np.einsum("cnk,nc->ck", picked_CNK, target_NC)
     return np.linalg.solve(gram_CKK, moment_CK[..., None])[..., 0]
 
