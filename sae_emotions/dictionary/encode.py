@@ -63,10 +63,10 @@ def randomised(dictionary: Dictionary, centre_D: np.ndarray, seed: int) -> Dicti
     Rows keep their lengths; biases of the latents are zero, thresholds stay.
     """
     sae = copy.deepcopy(dictionary.sae)
-    draw = torch.Generator().manual_seed(seed)
+    # Not torch's generator: under the same seed it would draw what the dictionary was initialised with.
+    draw_FD = np.random.default_rng([seed, 4]).standard_normal(tuple(sae.W_dec.shape)).astype(np.float32)
     with torch.no_grad():
-        direction_FD = torch.nn.functional.normalize(torch.randn(sae.W_dec.shape, generator=draw), dim=1)
-        direction_FD = direction_FD.to(sae.W_dec.device)
+        direction_FD = torch.nn.functional.normalize(torch.from_numpy(draw_FD).to(sae.W_dec.device), dim=1)
         sae.W_dec.copy_(direction_FD * sae.W_dec.norm(dim=1, keepdim=True))
         sae.W_enc.copy_(direction_FD.T * sae.W_enc.norm(dim=0, keepdim=True))
         sae.b_dec.copy_(torch.from_numpy(np.array(centre_D)))

@@ -68,7 +68,7 @@ def write_lens(run: Path, model: Model) -> None:
 
 
 def write_embedding(run: Path, model: Model) -> None:
-    """Write RUN/embedding.safetensors, unless it is there: `token` (n, int64) and `W_E` (n x D, float32).
+    """Write RUN/embedding.safetensors, unless it is there: `token` (n, int32) and `W_E` (n x D, float32).
 
     The tokens are those of the concept texts: what a bag of input embeddings of these texts is made of.
     """
@@ -76,7 +76,7 @@ def write_embedding(run: Path, model: Model) -> None:
     if path.is_file():
         return
     ids = read_documents(run / "activations" / "concepts")["token_ids"].combine_chunks().values
-    token_n = torch.from_numpy(np.unique(ids.to_numpy())).long()
+    token_n = torch.from_numpy(np.unique(ids.to_numpy()).astype(np.int32))
     W_E_VD = model.model.get_input_embeddings().weight.detach()
     with written(path) as beside:
         save_file({"token": token_n, "W_E": W_E_VD[token_n.to(W_E_VD.device)].float().cpu().contiguous()}, beside)
