@@ -66,18 +66,18 @@ def denoised(resid_TD: np.ndarray, neutral_MD: np.ndarray) -> Method:
 def logistic(resid_TD: np.ndarray) -> Method:
     """Logistic regression on the whole residual stream, its penalty by cross-validation over the training topics."""
 
-    def weights(panels: Pair, l2: float) -> np.ndarray:
-        rows = sample(panels)
-        x_ND = centred(resid_TD[rows.text_N], rows)
-        return logistic_regression(x_ND, own_label(rows, len(panels[0].rows_CS)), l2 * float((x_ND**2).mean()))
+    def penalised(l2: float) -> Method:
+        def fit(panels: Pair) -> Scored:
+            rows = sample(panels)
+            x_ND = centred(resid_TD[rows.text_N], rows)
+            y_NC = own_label(rows, len(panels[0].rows_CS))
+            return Scored((resid_TD @ logistic_regression(x_ND, y_NC, l2 * float((x_ND**2).mean())),))
+
+        return fit
 
     def fit(panels: Pair) -> Scored:
-        found = {
-            l2: cross_validated_auroc(panels, FOLDS, lambda rest, l2=l2: Scored((resid_TD @ weights(rest, l2),)))  # type: ignore[misc]
-            for l2 in L2
-        }
-        best = max(found, key=lambda l2: float(np.mean(found[l2])))
-        return Scored((resid_TD @ weights(panels, best),))
+        score = {l2: float(np.mean(cross_validated_auroc(panels, FOLDS, penalised(l2)))) for l2 in L2}
+        return penalised(max(score, key=score.__getitem__))(panels)
 
     return fit
 
