@@ -9,8 +9,8 @@ from scipy import stats
 from sae_emotions.label.confounds import names_word, residual_ranks, told_in_first_person
 from sae_emotions.label.exact import exact_p
 from sae_emotions.label.layout import ABSENT, Panel, panel
-from sae_emotions.label.linear import patterns, ranked, set_auroc, standardised, statistic, upper_p
-from sae_emotions.label.ranks import doubled_midranks, pair_sums
+from sae_emotions.label.linear import mean_auroc, patterns, ranked, set_auroc, standardised, statistic, sums, upper_p
+from sae_emotions.label.ranks import auroc, doubled_midranks, pair_sums
 
 
 def crossed(concepts: int, strata: int, lacking: dict[int, tuple[int, ...]] | None = None) -> Panel:
@@ -29,7 +29,7 @@ def test_moments_are_those_of_all_permutations() -> None:
     values_TF = rng.integers(0, 3, (4, 3)).astype(np.float32)
     weights_LC = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0.2, 3, -1, 0.5]])
     ranks = doubled_midranks(values_TF, [whole])
-    found = statistic(ranks, whole, weights_LC, ranked(ranks, whole))
+    found = statistic(sums(ranks, whole), weights_LC, ranked(ranks, whole))
     unit = (ranks / 2 - 1) / 3 - 0.5
     away = weights_LC - weights_LC.mean(1, keepdims=True)
     every = np.array([away[:, list(order)] @ unit for order in permutations(range(4))])
@@ -44,12 +44,13 @@ def test_strata_with_other_concepts_add_up() -> None:
     ranks = doubled_midranks(rng.random((20, 2)).astype(np.float32), [whole])
     weights_LC = rng.random((3, 5))
     assert sorted(len(strata) for _, strata in patterns(whole)) == [1, 1, 2]
+    np.testing.assert_allclose(mean_auroc(sums(ranks, whole), 5), auroc(ranks, whole), atol=1e-6)
     one_by_one = [
-        statistic(ranks, part_of, weights_LC, ranked(ranks, part_of))
+        statistic(sums(ranks, part_of), weights_LC, ranked(ranks, part_of))
         for s in range(4)
         for part_of in [panel("r", "held_out", {("cell", str(s)): whole.rows_CS[:, s]})]
     ]
-    together = statistic(ranks, whole, weights_LC, ranked(ranks, whole))
+    together = statistic(sums(ranks, whole), weights_LC, ranked(ranks, whole))
     for got, parts in zip(together, zip(*one_by_one, strict=True), strict=True):
         np.testing.assert_allclose(got, sum(parts), atol=1e-6)
     np.testing.assert_allclose((one_by_one[0] + one_by_one[1]).total_LF, sum(f.total_LF for f in one_by_one[:2]))
@@ -59,7 +60,7 @@ def test_tail_is_near_the_exact_one_for_a_single_concept() -> None:
     whole, rng = crossed(30, 6), np.random.default_rng(2)
     values = np.where(rng.random((180, 40)) < 0.5, rng.random((180, 40)), 0).astype(np.float32)
     ranks = doubled_midranks(values, [whole])
-    p_LF = upper_p(statistic(ranks, whole, np.eye(30), ranked(ranks, whole)))
+    p_LF = upper_p(statistic(sums(ranks, whole), np.eye(30), ranked(ranks, whole)))
     concept, feature = (index.ravel() for index in np.indices((30, 40)))
     exact = exact_p(ranks, whole, whole.group_C[concept], feature, pair_sums(ranks, whole, concept, feature))
     ratio = (p_LF.ravel() / exact)[exact < 0.05]
@@ -74,10 +75,10 @@ def test_tail_of_a_set_is_that_of_random_sets() -> None:
     values = np.where(rng.random((120, 1)) < 0.1, rng.random((120, 1)), 0).astype(np.float32)
     ranks = doubled_midranks(values, [whole])
     sets = (rng.random((20_000, 40)).argsort(1) < 5).astype(float)
-    found = statistic(ranks, whole, sets, ranked(ranks, whole))
+    found = statistic(sums(ranks, whole), sets, ranked(ranks, whole))
     # Each stratum draws its own set in the null, so totals of single strata are put together at random.
     parts = [
-        statistic(ranks, one, sets, ranked(ranks, one)).total_LF[rng.permutation(len(sets)), 0]
+        statistic(sums(ranks, one), sets, ranked(ranks, one)).total_LF[rng.permutation(len(sets)), 0]
         for s in range(3)
         for one in [panel("r", "held_out", {("cell", str(s)): whole.rows_CS[:, s]})]
     ]
@@ -94,7 +95,7 @@ def test_two_values_give_the_rank_sum_test() -> None:
     inside = np.arange(60) < 25
     values[inside] += 0.3
     ranks = doubled_midranks(values, [whole])
-    found = statistic(ranks, whole, inside[None].astype(float), ranked(ranks, whole))
+    found = statistic(sums(ranks, whole), inside[None].astype(float), ranked(ranks, whole))
     want = stats.mannwhitneyu(
         values[inside, 0], values[~inside, 0], alternative="greater", use_continuity=False, method="asymptotic"
     )
@@ -105,7 +106,7 @@ def test_two_values_give_the_rank_sum_test() -> None:
 def test_a_feature_without_spread_has_no_evidence() -> None:
     whole = crossed(5, 2)
     ranks = doubled_midranks(np.zeros((10, 1), np.float32), [whole])
-    found = statistic(ranks, whole, np.eye(5), ranked(ranks, whole))
+    found = statistic(sums(ranks, whole), np.eye(5), ranked(ranks, whole))
     assert (upper_p(found) == 1).all() and (standardised(found) == 0).all()
 
 

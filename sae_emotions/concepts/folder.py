@@ -75,7 +75,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _concept(row: dict[str, str]) -> Concept:
-    return Concept(row["name"], row.get("word") or row["name"], row.get("family") or None, row.get("definition") or None)
+    return Concept(
+        row["name"], row.get("word") or row["name"], row.get("family") or None, row.get("definition") or None
+    )
 
 
 def _norms(path: Path, rows: list[dict[str, str]]) -> tuple[Norm, ...]:

@@ -11,20 +11,78 @@ concept, as length may, takes true signal with it.
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from sae_emotions.label.layout import ABSENT, Panel
+from sae_emotions.label.linear import Ranked, Sums, ranked, set_auroc, statistic, sums, upper_p
 
 _QUOTED = re.compile(r"[\"“][^\"“”]*[\"”]")
 _FIRST = re.compile(r"\b(?:I|(?i:me|my|mine|myself|we|us|our|ours))\b")
+_TOKEN = re.compile(r"[a-z]+")
+_ENDINGS = ("", "ly", "ness", "ed", "ing", "s")
+
+
+class Controlled(NamedTuple):
+    """What is left of each label once one covariate is taken out."""
+
+    auroc_P: np.ndarray
+    """held-out AUROC of the label's concepts against the others, on residual ranks, mean over strata"""
+    p_P: np.ndarray
+    """held-out p, the larger of the two registers'"""
+
+
+def covariates(
+    texts: Sequence[str], words: Sequence[str], tokens_T: np.ndarray, bag_TC: np.ndarray, weights_PC: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What could explain a label instead: control -> covariates_TPX (P is 1 where all labels share them).
+
+    "named": how many words of the label's concepts, and of all concepts, the text names; "person": whether it is told in the
+    first person; "length": the logarithm of its tokens; "bag": a bag of words' score for the label's concepts.
+    """
+    named_TC = names_word(texts, words).astype(np.float32)
+    positive_PC = np.maximum(weights_PC, 0).astype(np.float32)
+    own_TP = named_TC @ positive_PC.T
+    all_TP = np.broadcast_to(named_TC.sum(1, keepdims=True), own_TP.shape)
+    return {
+        "named": np.stack([own_TP, all_TP], axis=2),
+        "person": told_in_first_person(texts)[:, None, None],
+        "length": np.log(np.maximum(tokens_T, 1))[:, None, None],
+        "bag": (bag_TC @ positive_PC.T)[:, :, None],
+    }
+
+
+def controlled(
+    ranks_TF: np.ndarray,
+    panels: Sequence[Panel],
+    feature_P: np.ndarray,
+    weights_PC: np.ndarray,
+    covariates_TPX: np.ndarray,
+) -> Controlled:
+    """Test labels again, the covariates taken out of the features' ranks."""
+    left_TP = residual_ranks(ranks_TF, panels, feature_P, covariates_TPX)
+    auroc_P, p_RP = np.full(len(feature_P), np.nan), np.ones((len(panels), len(feature_P)))
+    totals, moments = [sums(left_TP, whole) for whole in panels], [ranked(left_TP, whole) for whole in panels]
+    for weights_C in np.unique(weights_PC, axis=0):
+        here = np.flatnonzero((weights_PC == weights_C).all(1))
+        for r, (total, moment) in enumerate(zip(totals, moments, strict=True)):
+            some = Sums(total.concepts, total.strata, tuple(total_nF[:, here] for total_nF in total.total_nF))
+            few = Ranked(moment.square_SF[:, here], moment.cube_SF[:, here])
+            p_RP[r, here] = upper_p(statistic(some, weights_C[None], few))[0]
+        auroc_P[here] = set_auroc(left_TP, panels, weights_C > 0, here)
+    return Controlled(auroc_P, p_RP.max(0))
 
 
 def names_word(texts: Sequence[str], words: Sequence[str]) -> np.ndarray:
     """Whether a text names each word, as it stands or with an English ending (-ly, -ness, -ed, -ing, -s). (T, C), bool."""
-    forms = [re.compile(rf"\b{re.escape(word.lower())}(?:ly|ness|ed|ing|s)?\b") for word in words]
-    lowered = [text.lower() for text in texts]
-    return np.array([[form.search(text) is not None for form in forms] for text in lowered]).reshape(-1, len(words))
+    named_TC = np.zeros((len(texts), len(words)), bool)
+    columns = {word.lower() + ending: c for c, word in enumerate(words) for ending in _ENDINGS}
+    longer = [(form, c) for form, c in columns.items() if not form.isalpha()]
+    for row, text in zip(named_TC, (text.lower() for text in texts), strict=True):
+        row[[columns[token] for token in set(_TOKEN.findall(text)) if token in columns]] = True
+        row[[c for form, c in longer if form in text and re.search(rf"\b{re.escape(form)}\b", text)]] = True
+    return named_TC
 
 
 def told_in_first_person(texts: Sequence[str]) -> np.ndarray:

@@ -55,6 +55,16 @@ def _unit(doubled: np.ndarray, size: int) -> np.ndarray:
     return np.asarray((doubled - np.float32(2)) / np.float32(2 * (size - 1)))
 
 
+class Sums(NamedTuple):
+    """Ranks, 0 to 1, summed over all strata that hold the same concepts, under one labelling."""
+
+    concepts: tuple[np.ndarray, ...]
+    """concepts of each such pattern"""
+    strata: tuple[np.ndarray, ...]
+    total_nF: tuple[np.ndarray, ...]
+    """float32, in the order of the pattern's concepts"""
+
+
 def patterns(whole: Panel) -> list[tuple[np.ndarray, np.ndarray]]:
     """(concepts, strata) of every distinct set of concepts that strata hold."""
     there_SC = (whole.rows_CS != ABSENT).T
@@ -62,17 +72,41 @@ def patterns(whole: Panel) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.flatnonzero(row), np.flatnonzero(which_S.reshape(-1) == i)) for i, row in enumerate(distinct)]
 
 
-def statistic(ranks_TF: np.ndarray, whole: Panel, weights_LC: np.ndarray, moments: Ranked) -> Statistic:
-    """Every feature's statistic for every weighting. A stratum in which a weighting is constant tells nothing of it."""
-    shape = (len(weights_LC), ranks_TF.shape[1])
-    total_LF, variance_LF, third_LF = (np.zeros(shape) for _ in range(3))
-    for there, strata in patterns(whole):
-        n = len(there)
-        away_Ln = weights_LC[:, there] - weights_LC[:, there].mean(1, keepdims=True)
-        sum_nF = np.zeros((n, shape[1]), np.float32)
+def sums(ranks_TF: np.ndarray, whole: Panel) -> Sums:
+    """All that statistics and AUROC need of a panel's ranks."""
+    found = patterns(whole)
+    totals = []
+    for there, strata in found:
+        doubled_nF = np.zeros((len(there), ranks_TF.shape[1]), np.int32)
         for s in strata:
-            sum_nF += _unit(ranks_TF[whole.rows_CS[there, s]], n)
-        total_LF += away_Ln @ (sum_nF - 0.5 * len(strata))
+            doubled_nF += ranks_TF[whole.rows_CS[there, s]]
+        scale = max(len(there) - 1, 1)
+        totals.append((doubled_nF - np.float32(2 * len(strata))) / np.float32(2 * scale))
+    concepts, strata = zip(*found, strict=True)
+    return Sums(concepts, strata, tuple(totals))
+
+
+def mean_auroc(found: Sums, concepts: int) -> np.ndarray:
+    """AUROC within topic, averaged over topics, of every feature for every concept, as `ranks.auroc`. (C, F), float32."""
+    total_CF = np.zeros((concepts, found.total_nF[0].shape[1]), np.float32)
+    topics_C = np.zeros(concepts, np.float32)
+    for there, strata, total_nF in zip(*found, strict=True):
+        total_CF[there] += total_nF
+        topics_C[there] += len(strata)
+    with np.errstate(invalid="ignore"):
+        return total_CF / topics_C[:, None]
+
+
+def statistic(found: Sums, weights_LC: np.ndarray, moments: Ranked) -> Statistic:
+    """Every feature's statistic for every weighting. A stratum in which a weighting is constant tells nothing of it."""
+    shape = (len(weights_LC), found.total_nF[0].shape[1])
+    total_LF, variance_LF, third_LF = (np.zeros(shape) for _ in range(3))
+    for there, strata, sum_nF in zip(*found, strict=True):
+        n = len(there)
+        if n < 2:
+            continue
+        away_Ln = weights_LC[:, there] - weights_LC[:, there].mean(1, keepdims=True)
+        total_LF += away_Ln.astype(np.float32) @ (sum_nF - np.float32(0.5 * len(strata)))
         square_L, cube_L = (away_Ln**2).sum(1), (away_Ln**3).sum(1)
         variance_LF += square_L[:, None] * moments.square_SF[strata].sum(0) / (n - 1)
         if n > 2:
@@ -80,8 +114,13 @@ def statistic(ranks_TF: np.ndarray, whole: Panel, weights_LC: np.ndarray, moment
     return Statistic(total_LF, variance_LF, third_LF)
 
 
+def one_each(found: Statistic, which_F: np.ndarray) -> Statistic:
+    """Every feature's statistic for its own weighting alone: arrays of (F,)."""
+    return Statistic(*(np.take_along_axis(one_LF, which_F[None], 0)[0] for one_LF in found[:3]))
+
+
 def upper_p(found: Statistic) -> np.ndarray:
-    """One-sided p of every statistic, large values being evidence. 1 where the null has no spread. (L, F), float64."""
+    """One-sided p, large values being evidence. 1 where the null has no spread. In the statistic's shape."""
     from scipy.stats import pearson3
 
     p_LF = np.ones(found.total_LF.shape)
