@@ -69,7 +69,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("p_without_named", f64, "held-out p of the scope with the words named taken out, the larger register's"),
         Column("p_without_person", f64, "the same with first-person narration taken out"),
         Column("p_without_length", f64, "the same with the text's length taken out"),
-        Column("p_without_bag", f64, "the same with a bag of words' score taken out"),
+        Column("p_without_bag", f64, "the same with a bag of words' score taken out, the smaller register's"),
         Column("explained_by", pa.list_(text), "controls under which p is no longer as small as a label's must be"),
         Column("screened", flag, "survived the screen on the selection set"),
         Column("auroc_selection", f32, "mean over registers of its AUROC for `concept` on the selection set"),

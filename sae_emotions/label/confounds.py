@@ -29,8 +29,8 @@ class Controlled(NamedTuple):
 
     auroc_P: np.ndarray
     """held-out AUROC of the label's concepts against the others, on residual ranks, mean over strata"""
-    p_P: np.ndarray
-    """held-out p, the larger of the two registers'"""
+    p_PR: np.ndarray
+    """held-out p in each register"""
 
 
 def covariates(
@@ -62,16 +62,16 @@ def controlled(
 ) -> Controlled:
     """Test labels again, the covariates taken out of the features' ranks."""
     left_TP = residual_ranks(ranks_TF, panels, feature_P, covariates_TPX)
-    auroc_P, p_RP = np.full(len(feature_P), np.nan), np.ones((len(panels), len(feature_P)))
+    auroc_P, p_PR = np.full(len(feature_P), np.nan), np.ones((len(feature_P), len(panels)))
     totals, moments = [sums(left_TP, whole) for whole in panels], [ranked(left_TP, whole) for whole in panels]
     for weights_C in np.unique(weights_PC, axis=0):
         here = np.flatnonzero((weights_PC == weights_C).all(1))
         for r, (total, moment) in enumerate(zip(totals, moments, strict=True)):
             some = Sums(total.concepts, total.strata, tuple(total_nF[:, here] for total_nF in total.total_nF))
             few = Ranked(moment.square_SF[:, here], moment.cube_SF[:, here])
-            p_RP[r, here] = upper_p(statistic(some, weights_C[None], few))[0]
+            p_PR[here, r] = upper_p(statistic(some, weights_C[None], few))[0]
         auroc_P[here] = set_auroc(left_TP, panels, weights_C > 0, here)
-    return Controlled(auroc_P, p_RP.max(0))
+    return Controlled(auroc_P, p_PR)
 
 
 def names_word(texts: Sequence[str], words: Sequence[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ from sae_emotions.label.ledger import note_look
 from sae_emotions.label.lens import logit_lens, read_unembedding, read_vocabulary
 from sae_emotions.label.means import StoryMeans, rows_to_read, story_means
 from sae_emotions.label.measure import Measured, held_out_means, measure, pair_scores
-from sae_emotions.label.tables import concept_columns, example_columns, feature_columns, max_p, status_counts
+from sae_emotions.label.tables import concept_columns, example_columns, explanations, feature_columns, status_counts
 from sae_emotions.progress import Progress, say
 from sae_emotions.schema import write_table
 
@@ -115,7 +115,7 @@ def _summary(measured: Measured, concepts: ConceptSet, settings: LabelConfig, se
         "screened": int(outcome.concept.screened_F.sum()),
         "grain": dict(sorted(Counter(measured.grain.kind_P).items())),
         "given_grain": dict(sorted(Counter(measured.given_grain.kind_P).items())),
-        "explained_by": {name: int((one.p_P > max_p(measured)).sum()) for name, one in measured.controls.items()},
+        "explained_by": {name: sum(name in each for each in explanations(measured)) for name in measured.controls},
         **held_out_means(measured, settings, seed),
         "null_features": null["mean_labelled_features"],
         "null_confirmed_concepts": null["mean_confirmed_concepts"],

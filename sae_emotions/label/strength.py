@@ -45,7 +45,7 @@ def strength(
 
     `first_CF`, `second_CF`: AUROC; `noise_2F`: variance of one concept's AUROC if the feature read nothing; `apart`: w.
     """
-    out_CF = np.empty(first_CF.shape, np.float32)
+    out_CF = np.empty_like(first_CF, np.float32)
     basis_CC, eigen_C1 = near.basis_CC.astype(np.float32), near.eigen_C[:, None].astype(np.float32)
     for start in range(0, out_CF.shape[1], _CHUNK):
         some = slice(start, start + _CHUNK)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 from sae_emotions.concepts.concept_set import ConceptSet
+from sae_emotions.label.confounds import Controlled
 from sae_emotions.label.contexts import Contexts
 from sae_emotions.label.lens import Lens
 from sae_emotions.label.linear import set_auroc
@@ -84,10 +85,7 @@ def _grain_columns(measured: Measured, at: list[int | None]) -> dict[str, Any]:
     """What each label says, by both kinds of families, and what is left of it under each control."""
     given = {int(feature): i for i, feature in enumerate(measured.given_grain.feature_P)}
     given_at = [given.get(feature) for feature in range(len(at))]
-    limit = max_p(measured)
-    explained = [
-        None if i is None else [name for name, one in measured.controls.items() if one.p_P[i] > limit] for i in at
-    ]
+    explained_P = explanations(measured)
     return {
         "grain": _some(measured.grain.kind_P, at),
         "scope": _some(measured.grain.scope_P, at),
@@ -97,13 +95,26 @@ def _grain_columns(measured: Measured, at: list[int | None]) -> dict[str, Any]:
         "given_grain": _some(measured.given_grain.kind_P, given_at),
         "given_scope": _some(measured.given_grain.scope_P, given_at),
         **{f"auroc_without_{n}": _some(_nullable(one.auroc_P), at) for n, one in measured.controls.items()},
-        **{f"p_without_{n}": _some(_nullable(one.p_P), at) for n, one in measured.controls.items()},
-        "explained_by": explained,
+        **{f"p_without_{n}": _some(_nullable(_control_p(n, one)), at) for n, one in measured.controls.items()},
+        "explained_by": _some(explained_P, at),
     }
 
 
 def _some(values_P: Any, at: list[int | None]) -> list[Any]:
     return [None if i is None else values_P[i] for i in at]
+
+
+def _control_p(name: str, one: Controlled) -> np.ndarray:
+    """A label needs both registers, so the larger p counts; but a bag of words may read one register as well as can be, so
+    that nothing is left there to be tested, and is held to explain a label only where it does so in both."""
+    return np.asarray(one.p_PR.min(1) if name == "bag" else one.p_PR.max(1))
+
+
+def explanations(measured: Measured) -> list[list[str]]:
+    """The controls that explain each label: without them its p is no longer as small as that of any label."""
+    limit = max_p(measured)
+    p = {name: _control_p(name, one) for name, one in measured.controls.items()}
+    return [[name for name in p if p[name][i] > limit] for i in range(len(measured.grain.feature_P))]
 
 
 def max_p(measured: Measured) -> float:
