@@ -43,7 +43,7 @@ def label(config: RunConfig, run: Path, name: str) -> Path:
     contexts = _contexts(run, dictionary, settings)
     summary = _summary(measured, concepts, settings, config.seed)
     with written_folder(run / "labels" / name) as folder:
-        _write_tables(folder, run, measured, concepts, dictionary, contexts)
+        _write_tables(folder, run, measured, concepts, dictionary, contexts, settings.q)
         _write_dense(folder, measured)
         write_json(folder / "null.json", measured.null)
         write_json(folder / "rule.json", rule_in_words(settings, concepts.registers))
@@ -79,11 +79,17 @@ def _contexts(run: Path, dictionary: Dictionary, settings: LabelConfig) -> Conte
 
 
 def _write_tables(
-    folder: Path, run: Path, measured: Measured, concepts: ConceptSet, dictionary: Dictionary, contexts: Contexts
+    folder: Path,
+    run: Path,
+    measured: Measured,
+    concepts: ConceptSet,
+    dictionary: Dictionary,
+    contexts: Contexts,
+    rate: float,
 ) -> None:
     choice, words = measured.outcome.choice, read_vocabulary(run)
     lens = logit_lens(dictionary.W_dec_FD, read_unembedding(run, dictionary.d_in))
-    features = feature_columns(measured, concepts, dictionary.W_dec_FD, contexts, lens, words)
+    features = feature_columns(measured, concepts, dictionary.W_dec_FD, contexts, lens, words, rate)
     screened = np.flatnonzero(measured.outcome.concept.screened_F | measured.outcome.labelled_F)
     pairs = np.stack(
         [
@@ -115,7 +121,9 @@ def _summary(measured: Measured, concepts: ConceptSet, settings: LabelConfig, se
         "screened": int(outcome.concept.screened_F.sum()),
         "grain": dict(sorted(Counter(measured.grain.kind_P).items())),
         "given_grain": dict(sorted(Counter(measured.given_grain.kind_P).items())),
-        "explained_by": {name: sum(name in each for each in explanations(measured)) for name in measured.controls},
+        "explained_by": {
+            name: sum(name in each for each in explanations(measured, settings.q)) for name in measured.controls
+        },
         **held_out_means(measured, settings, seed),
         "null_features": null["mean_labelled_features"],
         "null_confirmed_concepts": null["mean_confirmed_concepts"],
