@@ -72,7 +72,7 @@ def own_norms(source: str) -> Norms | None:
 
 def _parsed(name: str, text: str, columns: list[str]) -> Norms:
     first = text.partition("\n")[0]
-    delimiter = max("\t,;", key=first.count)
+    delimiter = "\t" if "\t" in first else max(",;", key=first.count)
     rows = list(csv.reader(text.splitlines(), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else 0))
     at = _columns(name, rows[0] if rows else [], columns)
     ratings: dict[str, dict[str, float]] = {dimension: {} for dimension in at if dimension != "word"}
