@@ -93,9 +93,10 @@ def _columns(name: str, header: list[str], asked: list[str]) -> dict[str, int]:
     if asked:
         found = {}
         for key, column in zip(keys, asked, strict=False):
-            number = int(column) - 1 if column.isdigit() else -1
-            if column.casefold() in plain:
-                number = plain.index(column.casefold())
+            if column.isdigit():
+                number = int(column) - 1
+            else:
+                number = plain.index(column.casefold()) if column.casefold() in plain else -1
             if not 0 <= number < len(header):
                 raise UserError(f"The word ratings '{name}' have no column '{column}'; there are: {', '.join(header)}.")
             found[key] = number
