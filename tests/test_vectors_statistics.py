@@ -224,9 +224,7 @@ def test_intensity_knows_its_direction(rng: np.random.Generator) -> None:
     turned = one._replace(sign={"c0": -1, "c1": 1})
     assert scores.intensity(Probes(intensity=(turned, turned)), {"message": table_IC}, NAMES, 0)[0].score < -0.99
     everything = np.repeat(table_IC[:, :1], 6, axis=1)
-    drift = scores.intensity(
-        Probes(intensity=(one._replace(sign={"c0": 1}),) * 2), {"message": everything}, NAMES, 0
-    )
+    drift = scores.intensity(Probes(intensity=(one._replace(sign={"c0": 1}),) * 2), {"message": everything}, NAMES, 0)
     assert drift[1].chance == pytest.approx(1) and drift[1].p == 1  # all concepts drift alike: nothing is shown
 
 

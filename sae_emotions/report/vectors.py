@@ -65,12 +65,12 @@ def _ratings(found: dict[str, Any], name: str) -> str:
         for others in (nulls, labelled):
             rows |= others.get(name, {}).get(dimension, {}).get("places", {})
         leading = {
-            label: one["components_against_ratings"][name][dimension]
+            label.partition(", ")[0]: one["components_against_ratings"][name][dimension]
             for label, one in _arrangements(found)
             if "components_against_ratings" in one
         }
         for label, one in rows.items():
-            best = next((value for key, value in leading.items() if key.startswith(label)), {})
+            best: dict[str, Any] = leading.get(label, {})
             shown = f"{best['best_abs_r']:.3f} (component {best['best_component']})" if "best_abs_r" in best else "–"
             body.append([dimension, label, str(one["n"]), number(one["r"]), p_value(one["p"]), shown])
     if not body:

@@ -196,7 +196,8 @@ def _places(run: Path, asked: Inputs, model: Model, blocks: list[int]) -> Places
     register_T = np.array([text.register for text in texts])
     topic_T = [f"{text.cell}/{text.topic}" for text in texts]
     found = Places({}, {})
-    for place, x_TD in means.items():
+    for place in [*map(str, blocks), EMBEDDINGS]:
+        x_TD = means[place]
         axes_ND = leading_components(spread[place])
         one = concept_vectors(x_TD, concept_T, len(number), axes_ND)
         centred = concept_vectors(within_topic(x_TD, topic_T), concept_T, len(number), axes_ND)
