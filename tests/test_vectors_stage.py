@@ -155,7 +155,7 @@ def test_geometry_stands_beside_its_null(found: dict[str, Any]) -> None:
     assert abs(arrangements["vectors"]["clusters"]["adjusted_rand_index"]) < 0.2
     rated = arrangements["vectors"]["components_against_ratings"]["norms"]["valence"]
     assert rated["n"] == len(CONCEPTS) and rated["best_p"] > 0.01
-    read = found["read_out"]["vectors"]["norms"]["valence"]["place_chosen_within_folds"]
+    read = found["read_out"]["vectors"]["norms"]["valence"]["chosen_within_folds"]["vectors"]
     assert read["p"] > 0.01 and read["n"] == len(CONCEPTS)
     labelled = set(truth().labelled.values())
     assert found["dictionary"]["labelled_concepts"] == len(labelled)
@@ -189,7 +189,12 @@ def test_done_once_and_again_for_another_request(
     assert main(["vectors", str(made.run), "--blocks", "0", str(BLOCK), "--norms", made.norms]) == 0
     out, err = capsys.readouterr()
     assert "nothing was changed" in err
-    assert f"block {BLOCK}" in out and "ARI" in out and "block chosen within the folds" in out and "negation" in out
+    assert (
+        f"block {BLOCK}" in out
+        and "ARI" in out
+        and "chosen within the folds: any stories, any block" in out
+        and "negation" in out
+    )
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
     named = made.run.parent / "clusters.json"
     named.write_text(json.dumps({"shown": list(SHOWN), "other": [c for c in CUED if c not in SHOWN]}))

@@ -119,13 +119,30 @@ def test_a_planted_axis_is_the_leading_component_and_is_read_out(rng: np.random.
     assert found["best_abs_r"] > 0.95
     assert found["best_p"] < 0.002
     noise_CD = rng.standard_normal((CONCEPTS, WIDTH))
-    read = readout.readouts({"1": noise_CD, "2": x_CD}, valence_C, 0)
+    groups = {"both": ["1", "2"], "one": ["1"]}
+    read = readout.readouts({"1": noise_CD, "2": x_CD}, groups, valence_C, {}, 0)
     assert read["places"]["2"]["r"] > 0.9
     assert read["places"]["2"]["p"] < 0.01
     assert abs(read["places"]["1"]["r"]) < 0.5
     assert read["places"]["1"]["p"] > 0.05
-    assert read["place_chosen_within_folds"]["r"] == read["places"]["2"]["r"]
-    assert read["place_chosen_within_folds"]["times_chosen"] == {"1": 0, "2": readout.FOLDS}
+    assert read["chosen_within_folds"]["both"]["r"] == read["places"]["2"]["r"]
+    assert read["chosen_within_folds"]["both"]["times_chosen"] == {"1": 0, "2": readout.FOLDS}
+    assert read["chosen_within_folds"]["one"]["r"] == read["places"]["1"]["r"]
+
+
+def test_read_outs_are_held_against_other_ratings_of_fewer_words(rng: np.random.Generator) -> None:
+    """The read-out knows its own words' ratings alone; the other raters mean the opposite, of half of the words."""
+    valence_C = rng.standard_normal(CONCEPTS)
+    x_CD = np.column_stack([3 * valence_C, rng.standard_normal((CONCEPTS, WIDTH))])
+    rated_C, other_C = np.where(np.arange(CONCEPTS) < 36, valence_C, np.nan), -valence_C
+    other_C[::2] = np.nan
+    found = readout.readouts({"a": x_CD}, {"a": ["a"]}, rated_C, {"other": other_C}, 0)
+    assert found["places"]["a"]["n"] == 36
+    other = found["against_other_ratings"]["other"]
+    assert other["n"] == 18 and other["agreement_of_the_ratings"] == pytest.approx(-1)
+    assert other["r"] == pytest.approx(-other["r_fitted_on_all_words"])
+    assert other["r_fitted_on_all_words"] > 0.8
+    assert other["r_fitted_on_fewer_words"] != other["r_fitted_on_all_words"]
 
 
 def test_unrelated_ratings_are_not_found(rng: np.random.Generator) -> None:
@@ -141,12 +158,11 @@ def test_predictions_are_scikit_learns_ridge_on_unseen_words(rng: np.random.Gene
 
     x_CD, rating_C = rng.standard_normal((CONCEPTS, 90)), rng.standard_normal(CONCEPTS)
     rating_CP = np.column_stack([rating_C, rating_C[::-1]])
-    found = readout.predicted({"a": x_CD}, rating_CP, 3).of_CP["a"]
+    found = readout.predicted({"a": x_CD}, rating_CP, {}, 3).of_CP["a"]
     wanted = np.zeros_like(rating_C)
-    scaled_CD = x_CD / np.sqrt((x_CD**2).sum(1).mean())
     for train, test in KFold(readout.FOLDS, shuffle=True, random_state=3).split(x_CD):
-        ridge = RidgeCV(readout.PENALTIES).fit(scaled_CD[train], rating_C[train])
-        wanted[test] = ridge.predict(scaled_CD[test])
+        ridge = RidgeCV(readout.PENALTIES).fit(unit(x_CD)[train], rating_C[train])
+        wanted[test] = ridge.predict(unit(x_CD)[test])
     assert found[:, 0] == pytest.approx(wanted, abs=1e-6)
 
 

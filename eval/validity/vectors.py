@@ -53,18 +53,20 @@ def _read_outs(read_out: dict[str, Any]) -> dict[str, Any]:
         for dimension, one in rated.items():
             if "left_out" in one:
                 continue
-            chosen = one["place_chosen_within_folds"]
-            others = {
+            chosen = one["chosen_within_folds"]["vectors"]
+            beside = {
                 kind: {place: score["r"] for place, score in read_out[kind][name][dimension].get("places", {}).items()}
-                for kind in ("each topic's mean taken out", "embedding-only null", "labelled concepts")
+                for kind in ("embedding-only null", "labelled concepts")
             }
             table.setdefault(name, {})[dimension] = {
                 "r_block_chosen_within_folds": chosen["r"],
                 "target": TARGETS[dimension],
                 "reached": chosen["r"] >= TARGETS[dimension],
                 **{key: chosen[key] for key in ("n", "p", "permuted_mean", "permuted_95th_percentile", "times_chosen")},
-                "r_by_block": {place: score["r"] for place, score in one["places"].items()},
-                "r_beside_it": others,
+                "stories_and_block_chosen_within_folds": one["chosen_within_folds"]["any stories, any block"],
+                "r_by_place": {place: score["r"] for place, score in one["places"].items()},
+                "r_beside_it": beside,
+                "against_other_ratings": one["against_other_ratings"],
             }
     return table
 

@@ -60,8 +60,9 @@ def _ratings(found: dict[str, Any], name: str) -> str:
         if "left_out" in chosen:
             continue
         nulls, labelled = found["read_out"]["embedding-only null"], found["read_out"].get("labelled concepts", {})
-        rows = {_named(place): one for place, one in chosen["places"].items()}
-        rows["block chosen within the folds"] = chosen["place_chosen_within_folds"]
+        own = "vectors, "
+        rows = {place.removeprefix(own): one for place, one in chosen["places"].items() if place.startswith(own)}
+        rows |= {f"chosen within the folds: {group}": one for group, one in chosen["chosen_within_folds"].items()}
         for others in (nulls, labelled):
             rows |= others.get(name, {}).get(dimension, {}).get("places", {})
         leading = {
