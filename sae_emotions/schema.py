@@ -156,6 +156,20 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("kl", f64, "collateral: mean KL divergence on neutral text, nats a token"),
         Column("kl_flag", flag, "kl is above the controls' 95th percentile"),
     ),
+    "vector_tokens": (  # vectors/tokens.parquet, one row a place and concept
+        Column("place", text, "block after which the vector stands, or `embeddings`"),
+        Column("concept", text, "name"),
+        Column("norm", f32, "Euclidean norm of the concept's vector, residual-stream units"),
+        Column("top_tokens", pa.list_(text), "logit lens: tokens that the unit vector raises most"),
+        Column("top_logits", pa.list_(f32), "their logits, but for the final norm's division"),
+        Column("bottom_tokens", pa.list_(text), "logit lens: tokens that it lowers most"),
+        Column("bottom_logits", pa.list_(f32), "their logits"),
+    ),
+    "vector_components": (  # vectors/components.parquet, one row a place and concept
+        Column("place", text, "block after which the vectors stand, or `embeddings`"),
+        Column("concept", text, "name"),
+        Column("scores", pa.list_(f32), "scores on the leading principal components of all concepts' vectors"),
+    ),
 }
 
 
