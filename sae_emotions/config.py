@@ -39,6 +39,10 @@ class ModelConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="compute type; auto takes bfloat16 where this machine is fast at it"
     )
+    weights: Literal["trained", "random", "permuted"] = Field(
+        "trained", description="trained, or as a null random at each matrix's scale, or permuted within each tensor"
+    )
+    weights_seed: Natural = Field(0, description="seed of random or permuted weights")
 
 
 class TextSource(Config):
@@ -106,7 +110,7 @@ class TrainingConfig(Config):
     """How an SAE is trained."""
 
     architecture: Literal["topk", "batchtopk", "jumprelu", "matryoshka_batchtopk", "gated", "standard"] = "topk"
-    epochs: float = Field(1.0, gt=0, description="passes over the rows")
+    epochs: float = Field(1.0, ge=0, description="passes over the rows; 0 leaves the random weights as a null")
     batch: Positive = Field(4096, description="rows a step")
     lr: float = Field(4e-4, gt=0, description="Adam's learning rate at its plateau")
     l1: float = Field(1.0, gt=0, description="sparsity coefficient (standard, gated; jumprelu's l0 coefficient)")

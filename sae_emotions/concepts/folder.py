@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sae_emotions.artefact import write_json, written_folder
 from sae_emotions.concepts.checks import content_hash
 from sae_emotions.concepts.shape import Concept, ConceptSet, ConceptText, Norm
 from sae_emotions.errors import UserError
@@ -118,3 +119,19 @@ def load_folder(folder: Path) -> ConceptSet:
         norms=_norms(folder / "concepts.csv", described),
     )
     return found._replace(sha256=content_hash(found))
+
+
+def save_folder(concepts: ConceptSet, folder: Path) -> Path:
+    """Write a concept set as a folder that `load_folder` reads; returns the folder."""
+    settings = {name: getattr(concepts, name) for name in ("name", "registers", "cells", "readout")}
+    with written_folder(folder) as beside:
+        write_json(beside / "set.json", settings)
+        with (beside / "concepts.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(Concept._fields)
+            writer.writerows([["" if field is None else field for field in one] for one in concepts.concepts])
+        texts, neutral = [one._asdict() for one in concepts.texts], [{"text": one} for one in concepts.neutral]
+        for name, rows in (("texts", texts), ("neutral", neutral)):
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (beside / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return folder

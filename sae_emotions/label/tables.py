@@ -14,6 +14,8 @@ from sae_emotions.label.lens import Lens
 from sae_emotions.label.linear import set_auroc
 from sae_emotions.label.measure import Measured, cell_auroc
 from sae_emotions.label.ranks import topic_mean
+from sae_emotions.label.rule import tested_and_passed
+from sae_emotions.label.uncertainty import critical_p
 
 
 def _mean_of_cells(cells: dict[str, np.ndarray]) -> np.ndarray:
@@ -118,17 +120,9 @@ def _control_p(name: str, one: Controlled) -> np.ndarray:
 
 def explanations(measured: Measured, rate: float) -> list[list[str]]:
     """The controls that explain each label: with them taken out its p is no longer as small as a label's must be."""
-    limit = critical_p(measured, rate)
+    limit = critical_p(*tested_and_passed(measured.outcome, rate), rate)
     p = {name: _control_p(name, one) for name, one in measured.controls.items()}
     return [[name for name in p if p[name][i] > limit] for i in range(len(measured.grain.feature_P))]
-
-
-def critical_p(measured: Measured, rate: float) -> float:
-    """Benjamini-Hochberg's critical value of the held-out p: rate x passed / screened."""
-    kinds = (measured.outcome.concept, measured.outcome.family, measured.outcome.norm)
-    screened = sum(int(one.screened_F.sum()) for one in kinds)
-    passed = sum(int((one.q_F[one.screened_F] <= rate).sum()) for one in kinds)
-    return rate * passed / max(screened, 1)
 
 
 def scope_auroc(measured: Measured) -> np.ndarray:

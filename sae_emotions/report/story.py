@@ -62,6 +62,8 @@ def overview(found: Findings) -> list[str]:
         lines.append(
             f"The model's weights were stored as {model['stored']}; they were fully dequantised before reading."
         )
+    if model.get("weights", "trained") != "trained":
+        lines.append(f"The model knows nothing: its weights are {model['weights']}. What is found here is a null.")
     if found.config.note:
         lines.append(f"Note: {found.config.note}")
     return lines
