@@ -47,7 +47,8 @@ def measured(asked: Asked) -> dict[str, Any]:
     ranks_TF = doubled_midranks(means.acts_TF, found.panels)
     outcome, rng = judged(ranks_TF), np.random.default_rng([config.seed, 11])
     look(asked.run, config, f"power: {asked.dictionary}", outcome)
-    needed = critical_p(*tested_and_passed(outcome, settings.q), settings.q)
+    screened, passed = tested_and_passed(outcome, settings.q)
+    needed = critical_p(screened, passed, settings.q)
     alive_F = (means.acts_TF > 0).any(0)
     labelled, hosts = np.flatnonzero(outcome.labelled_F), np.flatnonzero(alive_F & ~outcome.concept.screened_F)
     unlabelled = np.sort(rng.choice(hosts, min(SAMPLE, len(hosts)), replace=False))
@@ -63,7 +64,7 @@ def measured(asked: Asked) -> dict[str, Any]:
         whole = rule_power(
             means.acts_TF, ranks_TF, found, hosts, LEVELS, EACH, ROUNDS, rule, config.seed, progress.advance
         )
-    counts = {"screened_features": int(outcome.concept.screened_F.sum()), "labelled_features": len(labelled)}
+    counts = {"screened": screened, "passed": passed, "labelled_features": len(labelled)}
     return {"power": POWER, "rate": settings.q, "p_needed": needed, **counts, "one_pair": one_pair, "whole_rule": whole}
 
 
