@@ -266,3 +266,20 @@ def test_places_of_prompts(model: Model) -> None:
     assert batteries(Probes()) == []
     with pytest.raises(UserError, match="has no token for: speaker's lines"):
         plan([Battery("masked", [masked(two._replace(speaker="nobody"))])], model.tokenizer)
+
+
+def test_the_validity_section_says_what_it_skipped(made: Made, tmp_path: Path) -> None:
+    from eval.validity.asked import Asked
+    from eval.validity.vectors import measured
+
+    (tmp_path / "glasgow").mkdir()
+    shutil.copy(made.norms, tmp_path / "glasgow" / "glasgow_norms.csv")
+    figures = measured(Asked(made.run, "planted", tmp_path))
+    assert "glasgow" not in figures["skipped_norms"]
+    one = figures["read_out_of_ratings"]["glasgow_norms"]["valence"]
+    assert one["target"] == 0.85 and one["reached"] is False and one["n"] == len(CONCEPTS)
+    assert set(figures["batteries"]) == {
+        str(BLOCK), EMBEDDINGS, "decoder directions of chosen features", "activations of chosen features",
+    }  # fmt: skip
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert measured(Asked(made.run, "planted", None))["skipped_norms"][0] == "glasgow"

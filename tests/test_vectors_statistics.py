@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -67,6 +67,7 @@ def test_every_story_counts_the_same_whatever_its_topic(rng: np.random.Generator
     assert centred_TD == pytest.approx((own_CD - own_CD.mean(0))[concept_T])
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.floats(0.05, 1.0), arrays(float, (6, 6), elements=st.floats(-3, 3)))
 def test_components_carry_their_share_and_no_fewer_would_do(share: float, root_DD: np.ndarray) -> None:
     covariance_DD = root_DD @ root_DD.T
@@ -93,6 +94,7 @@ def test_planted_clusters_are_found_and_permuted_ones_are_not(rng: np.random.Gen
     assert wrong["p"] > 0.05
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 4), min_size=6, max_size=30), st.integers(0, 1000))
 def test_adjusted_rand_is_scikit_learns(labels: list[int], seed: int) -> None:
     from sklearn.metrics import adjusted_rand_score

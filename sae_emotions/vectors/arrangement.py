@@ -4,7 +4,7 @@ Shapes: C concepts, L some of them, D width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +121,7 @@ def _against(scores_CK: np.ndarray, rating_C: np.ndarray, seed: int) -> dict[str
 
 
 def read_out(
-    places: dict[str, np.ndarray], groups: dict[str, Sequence[str]], what: Known, seed: int
+    places: dict[str, np.ndarray], groups: Mapping[str, Sequence[str]], what: Known, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Ridge read-outs of every rating from each place's vectors: norms -> dimension -> figures."""
     found: dict[str, dict[str, Any]] = {}

@@ -7,7 +7,7 @@ permuted figures show by how much.
 Shapes: C words, D width, P ratings (column 0 the real ones, the others permuted).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Predicted(NamedTuple):
 
 
 def predicted(
-    places: dict[str, np.ndarray], rating_CP: np.ndarray, groups: dict[str, Sequence[str]], seed: int
+    places: dict[str, np.ndarray], rating_CP: np.ndarray, groups: Mapping[str, Sequence[str]], seed: int
 ) -> Predicted:
     """Cross-validated predictions of every column of ratings, from each place's vectors (C, D)."""
     from sklearn.linear_model import RidgeCV
@@ -70,7 +70,7 @@ def _rotated(x_CD: np.ndarray) -> np.ndarray:
 
 def readouts(
     places: dict[str, np.ndarray],
-    groups: dict[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]],
     rating_C: np.ndarray,
     others: dict[str, np.ndarray],
     seed: int,
