@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ GOOD = {
 ROWS = [(f'{word} "is" number {n}', code) for n in range(8) for word, code in (("light", "0"), ("wet", "1,2"))]
 
 
-def write_table(folder: Path, mapping: dict, train=ROWS, test=ROWS) -> Table:
+def write_table(folder: Path, mapping: dict[str, Any], train=ROWS, test=ROWS) -> Table:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "labels.txt").write_text("sun\nrain\nfog\n")
     for name, rows, tail in (("a.tsv", train, ""), ("b.tsv", test, " again")):

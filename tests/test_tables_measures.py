@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from sae_emotions.tables.choosing import best_dimension, choose, difference_of_means, few, regression, word_views
-from sae_emotions.tables.fits import few_features, logistic, ridge
+from sae_emotions.tables.fits import few_features, linear, logistic, narrowed, ridge
 from sae_emotions.tables.strength import bootstrap, strength, strengths, weighted_auroc
 
 T, F, L = 240, 40, 3
@@ -109,7 +109,7 @@ def test_l1_finds_the_planted_features(planted_table, kind):
         assert set(found[2][label]) == set(pair)
         assert set(pair) <= set(found[5][label]) and len(found[5][label]) <= 5
     train, test = np.arange(T) % 2 == 0, np.arange(T) % 2 == 1
-    scores_TL = few(2)(kind, values[train], labels_TL[train])(values[test])
+    scores_TL = few((2,))(kind, values[train], labels_TL[train])["2 dimensions"](values[test])
     assert strength(kind, scores_TL, labels_TL[test]).min() > 0.95
 
 
@@ -120,7 +120,9 @@ def test_the_best_dimension_may_have_either_sign(kind):
     values_TX = rng.random((60, 6))
     values_TX[:, 2], values_TX[:, 5] = labels_TL[:, 0], 3 - labels_TL[:, 1]
     for values in (values_TX, csr_array(values_TX)):
-        assert strength(kind, best_dimension(kind, values, labels_TL)(values), labels_TL) == pytest.approx([1, 1])
+        assert strength(
+            kind, best_dimension(kind, values, labels_TL)["one dimension"](values), labels_TL
+        ) == pytest.approx([1, 1])
 
 
 def test_difference_of_means_is_what_it_says(planted_table):
@@ -128,24 +130,35 @@ def test_difference_of_means_is_what_it_says(planted_table):
     there_T = classes_TL[:, 1] > 0
     wanted_F = values_TF[there_T].mean(0) - values_TF[~there_T].mean(0)
     for values in (values_TF, csr_array(values_TF)):
-        got_TL = difference_of_means("classes", values, classes_TL)(values)
+        got_TL = difference_of_means("classes", values, classes_TL)["one direction"](values)
         assert got_TL[:, 1] == pytest.approx(values_TF @ wanted_F, rel=1e-4)
 
 
 def test_cross_validation_chooses_the_view_and_keeps_groups_together(planted_table):
     values_TF, classes_TL, _ = planted_table
     noise_TF = np.random.default_rng(5).random((T, F)).astype(np.float32)
-    fits = {"C 1e-06": regression(1e-6), "C 0.1": regression(0.1)}
     views = {"noise": noise_TF, "features": values_TF}
-    chosen = choose("classes", views, fits, classes_TL, np.arange(T), seed=0)
-    assert chosen.view == "features" and chosen.value > 0.95
+    chosen = choose("classes", views, regression((1e-6, 0.1)), classes_TL, np.arange(T), seed=0)
+    assert set(chosen) == {"C 1e-06", "C 0.1"}
+    assert chosen["C 0.1"].view == "features" and chosen["C 0.1"].value > 0.95
     # What tells groups apart helps no row outside them.
     group_T = np.arange(T) // 8
-    marks_TX, by_group_TL = np.eye(T // 8, dtype=np.float32)[group_T], (group_T % 2 == 0).astype(float)[:, None]
-    fit = {"all": regression(1.0)}
-    together = choose("classes", {"marks": marks_TX}, fit, by_group_TL, group_T, seed=0)
-    apart = choose("classes", {"marks": marks_TX}, fit, by_group_TL, np.arange(T), seed=0)
+    views, by_group_TL = {"marks": np.eye(T // 8, dtype=np.float32)[group_T]}, (group_T % 2 == 0).astype(float)[:, None]
+    (together,) = choose("classes", views, regression((1.0,)), by_group_TL, group_T, seed=0).values()
+    (apart,) = choose("classes", views, regression((1.0,)), by_group_TL, np.arange(T), seed=0).values()
     assert together.value == pytest.approx(0.5) and apart.value > 0.9
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_more_dimensions_than_texts_change_no_solution(planted_table, kind):
+    values_TF, classes_TL, numbers_TL = planted_table
+    some, labels_TL = csr_array(values_TF[:30]), (classes_TL if kind == "classes" else numbers_TL)[:30]
+    narrow_TZ, _ = narrowed(some)
+    assert narrow_TZ.shape == (30, 30)
+    assert narrow_TZ @ narrow_TZ.T == pytest.approx((some @ some.T).toarray(), abs=1e-2)
+    for C, readout in linear(kind, some, labels_TL, (0.01, 0.1)).items():
+        own = ridge(some, labels_TL, C) if kind == "numbers" else logistic(some, labels_TL, C)
+        assert readout.weights_XL == pytest.approx(own.weights_XL, abs=5e-3)
 
 
 def test_words_are_weighed_by_the_training_texts_alone():

@@ -5,7 +5,7 @@ training rows of a view and gives what scores other rows. Shapes: T rows, X dime
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,62 +15,77 @@ from sae_emotions.tables.strength import strength, strengths
 FOLDS = 3
 Scorer = Callable[[Any], np.ndarray]
 """rows of a view -> scores (T, L)"""
-Fit = Callable[[str, Any, np.ndarray], Scorer]
-"""kind, training rows of a view, their labels -> scorer"""
+
+
+class Fit(Protocol):
+    """One way to learn from training rows, at each of its settings."""
+
+    def __call__(self, kind: str, values_TX: Any, labels_TL: np.ndarray, only: str | None = None) -> dict[str, Scorer]:
+        """Setting -> scorer; with `only`, that setting alone."""
 
 
 class Choice(NamedTuple):
     """What cross-validation chose."""
 
     view: str
-    fit: str
+    setting: str
     value: float
     """mean strength over labels of the rows outside each fold's training rows"""
 
 
-def best_dimension(kind: str, values_TX: Any, labels_TL: np.ndarray) -> Scorer:
+def best_dimension(kind: str, values_TX: Any, labels_TL: np.ndarray, only: str | None = None) -> dict[str, Scorer]:
     """The one dimension that follows each label best, of either sign."""
     strength_LX = strengths(kind, values_TX, labels_TL)
     best_L = np.abs(strength_LX).argmax(1)
     sign_L = np.sign(np.take_along_axis(strength_LX, best_L[:, None], 1))[:, 0]
-    return lambda some_TX: _dense(some_TX[:, best_L]) * sign_L
+    return {"one dimension": lambda some_TX: _dense(some_TX[:, best_L]) * sign_L}
 
 
-def difference_of_means(kind: str, values_TX: Any, labels_TL: np.ndarray) -> Scorer:
+def difference_of_means(kind: str, values_TX: Any, labels_TL: np.ndarray, only: str | None = None) -> dict[str, Scorer]:
     """Mean of the rows with a label less that of those without; for numbers their covariance with each dimension."""
     away_TL = labels_TL - labels_TL.mean(0)
     direction_XL = _dense(values_TX.T @ (away_TL / np.maximum((away_TL**2).sum(0), 1e-12)))
-    return lambda some_TX: _dense(some_TX @ direction_XL)
+    return {"one direction": lambda some_TX: _dense(some_TX @ direction_XL)}
 
 
-def regression(C: float, scaled: bool = True) -> Fit:
-    """L2 regression on all dimensions, each divided by its standard deviation if `scaled`."""
+def regression(penalties: Sequence[float], scaled: bool = True) -> Fit:
+    """L2 regression on all dimensions at each C of `penalties`; each dimension divided by its standard deviation if `scaled`."""
 
-    def fit(kind: str, values_TX: Any, labels_TL: np.ndarray) -> Scorer:
-        if not scaled:
-            return linear(kind, values_TX, labels_TL, C).scores
-        scale = _Scale(values_TX)
-        readout = linear(kind, scale(values_TX), labels_TL, C)
-        return lambda some_TX: readout.scores(scale(some_TX))
+    def fit(kind: str, values_TX: Any, labels_TL: np.ndarray, only: str | None = None) -> dict[str, Scorer]:
+        wanted = [C for C in penalties if only in (None, f"C {C:g}")]
+        scale = _Scale(values_TX) if scaled else _same
+        found = linear(kind, scale(values_TX), labels_TL, wanted)
+        return {f"C {C:g}": _after(scale, readout.scores) for C, readout in found.items()}
+
+    return fit
+
+
+def few(sizes: Sequence[int]) -> Fit:
+    """Regression on as many dimensions as each of `sizes` says, which L1 chooses for each label."""
+
+    def fit(kind: str, values_TX: Any, labels_TL: np.ndarray, only: str | None = None) -> dict[str, Scorer]:
+        chosen = few_features(kind, values_TX, labels_TL, strengths(kind, values_TX, labels_TL), sizes)
+        one = regression((1.0,))
+        found = {}
+        for size, sets in chosen.items():
+            scorers = [one(kind, _dense(values_TX[:, some]), labels_TL[:, [n]])["C 1"] for n, some in enumerate(sets)]
+            found[f"{size} dimensions"] = _side_by_side(sets, scorers)
+        return found
 
     return fit
 
 
-def few(size: int) -> Fit:
-    """Regression on the `size` dimensions that L1 chooses for each label."""
+def _side_by_side(sets: Sequence[np.ndarray], scorers: Sequence[Scorer]) -> Scorer:
+    pairs = list(zip(sets, scorers, strict=True))
+    return lambda some_TX: np.concatenate([scorer(_dense(some_TX[:, some])) for some, scorer in pairs], axis=1)
 
-    def fit(kind: str, values_TX: Any, labels_TL: np.ndarray) -> Scorer:
-        chosen = few_features(kind, values_TX, labels_TL, strengths(kind, values_TX, labels_TL), (size,))[size]
-        one = regression(1.0)
-        scorers = [one(kind, _dense(values_TX[:, some]), labels_TL[:, [n]]) for n, some in enumerate(chosen)]
 
-        def scores(some_TX: Any) -> np.ndarray:
-            pairs = zip(chosen, scorers, strict=True)
-            return np.concatenate([scorer(_dense(some_TX[:, some])) for some, scorer in pairs], axis=1)
+def _same(values_TX: Any) -> Any:
+    return values_TX
 
-        return scores
 
-    return fit
+def _after(scale: Callable[[Any], Any], scorer: Scorer) -> Scorer:
+    return lambda some_TX: scorer(scale(some_TX))
 
 
 class _Scale:
@@ -97,20 +112,21 @@ def _dense(values: Any) -> np.ndarray:
 
 
 def choose(
-    kind: str, views: Mapping[str, Any], fits: Mapping[str, Fit], labels_TL: np.ndarray, group_T: np.ndarray, seed: int
-) -> Choice:
-    """The best view and fit by mean strength over labels, cross-validated; rows of one group stay in one fold."""
-    best = Choice(next(iter(views)), next(iter(fits)), -np.inf)
+    kind: str, views: Mapping[str, Any], fit: Fit, labels_TL: np.ndarray, group_T: np.ndarray, seed: int
+) -> dict[str, Choice]:
+    """Setting of `fit` -> its best view, by mean strength over labels, cross-validated; rows of a group stay in one fold."""
+    found: dict[str, Choice] = {}
     folds = list(_folds(group_T, seed))
     for view, values_TX in views.items():
-        for name, fit in fits.items():
-            values = []
-            for out_T in folds:
-                scores_TL = fit(kind, values_TX[~out_T], labels_TL[~out_T])(values_TX[out_T])
-                values.append(_mean_strength(kind, scores_TL, labels_TL[out_T]))
-            if np.mean(values) > best.value:
-                best = Choice(view, name, float(np.mean(values)))
-    return best
+        values: dict[str, list[float]] = {}
+        for out_T in folds:
+            rest, out = np.flatnonzero(~out_T), np.flatnonzero(out_T)
+            for setting, scorer in fit(kind, values_TX[rest], labels_TL[rest]).items():
+                values.setdefault(setting, []).append(_mean_strength(kind, scorer(values_TX[out]), labels_TL[out]))
+        for setting, some in values.items():
+            if setting not in found or np.mean(some) > found[setting].value:
+                found[setting] = Choice(view, setting, float(np.mean(some)))
+    return found
 
 
 def _folds(group_T: np.ndarray, seed: int) -> Iterator[np.ndarray]:

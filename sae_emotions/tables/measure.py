@@ -26,8 +26,9 @@ from sae_emotions.tables.strength import CHANCE, bootstrap, strength, strengths
 RESAMPLES = 500
 DIRECTIONS = 20
 BASELINE = "tfidf"
-_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
-_WORD_PENALTIES = (1.0, 4.0, 16.0)
+SIZES = {5: "five_features", 16: "sixteen_features"}
+_ALL = regression((1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+_WORDS = regression((1.0, 4.0, 16.0), scaled=False)
 
 
 class Labels(NamedTuple):
@@ -113,53 +114,62 @@ def zero_shot(rows: Rows, pooled: Pooled, labels: Labels, words: dict[str, Words
 
 def _chosen(rows: Rows, pooled: Pooled, seed: int) -> tuple[dict[str, Scored], dict[str, Choice]]:
     """Every method that learns from the training rows."""
-    acts = {f"{pool}, {_opening(skip)}": some for (pool, skip), some in pooled.acts.items()}
-    resid = {_opening(skip): some for skip, some in pooled.resid.items()}
-    penalties = {f"C {C:g}": regression(C) for C in _PENALTIES}
-    one: dict[str, Fit] = {"one": best_dimension}
-    plans: list[tuple[str, dict[str, Any], dict[str, Fit]]] = [
-        ("best_feature", acts, one),
-        ("all_features", acts, penalties),
-        ("dense_difference_of_means", resid, {"difference of means": difference_of_means}),
-        ("residual_regression", resid, penalties),
-        ("best_residual_dimension", resid, one),
-        ("bag_of_embeddings", {"mean": pooled.embedding}, penalties),
-        (BASELINE, word_views(rows.texts, ~rows.test_T), _word_fits()),
+    acts, resid = _act_views(pooled), _resid_views(pooled)
+    plans: list[tuple[str, dict[str, Any], Fit]] = [
+        ("best_feature", acts, best_dimension),
+        ("all_features", acts, _ALL),
+        ("dense_difference_of_means", resid, difference_of_means),
+        ("residual_regression", resid, _ALL),
+        ("best_residual_dimension", resid, best_dimension),
+        ("bag_of_embeddings", {"mean": pooled.embedding}, _ALL),
+        (BASELINE, word_views(rows.texts, ~rows.test_T), _WORDS),
     ]
     found, choices = {}, {}
-    for name, views, fits in plans:
-        choices[name] = _choice(rows, views, fits, seed)
-        found[name] = _fitted(rows, views, fits, choices[name])
-        say(f"  {name}: {choices[name].value:.3f} by cross-validation ({choices[name].view}, {choices[name].fit})")
+    for name, views, fit in plans:
+        choices[name] = _best(_choices(rows, views, fit, seed))
+        found[name] = _fitted(rows, views, fit, choices[name])
+        _say(name, choices[name])
     # L1 costs more than all of the others together: it takes the view that was best for all features.
-    view = choices["all_features"].view
-    for name, size in (("five_features", 5), ("sixteen_features", 16)):
-        views, fits = {view: acts[view]}, {"L1, then regression": few(size)}
-        choices[name] = _choice(rows, views, fits, seed)
-        found[name] = _fitted(rows, views, fits, choices[name])
-        say(f"  {name}: {choices[name].value:.3f} by cross-validation ({view})")
+    views = {choices["all_features"].view: acts[choices["all_features"].view]}
+    for size, choice in zip(SIZES, _choices(rows, views, few(tuple(SIZES)), seed).values(), strict=True):
+        name = SIZES[size]
+        choices[name] = choice
+        found[name] = _fitted(rows, views, few((size,)), choice)
+        _say(name, choice)
     return found, choices
+
+
+def _say(name: str, choice: Choice) -> None:
+    say(f"  {name}: {choice.value:.3f} by cross-validation ({choice.view}; {choice.setting})")
+
+
+def _act_views(pooled: Pooled) -> dict[str, Any]:
+    return {f"{pool}, {_opening(skip)}": some for (pool, skip), some in pooled.acts.items()}
+
+
+def _resid_views(pooled: Pooled) -> dict[str, Any]:
+    return {_opening(skip): some for skip, some in pooled.resid.items()}
 
 
 def _opening(skip: int) -> str:
     return f"without the first {skip} tokens" if skip > 1 else "without the first token"
 
 
-def _word_fits() -> dict[str, Fit]:
-    return {f"C {C:g}": regression(C, scaled=False) for C in _WORD_PENALTIES}
+def _best(choices: dict[str, Choice]) -> Choice:
+    return max(choices.values(), key=lambda one: one.value)
 
 
-def _choice(rows: Rows, views: dict[str, Any], fits: dict[str, Fit], seed: int) -> Choice:
+def _choices(rows: Rows, views: dict[str, Any], fit: Fit, seed: int) -> dict[str, Choice]:
     train = np.flatnonzero(~rows.test_T)
     some = {name: view[train] for name, view in views.items()}
-    return choose(rows.kind, some, fits, rows.values_TL[train], rows.group_T[train], seed)
+    return choose(rows.kind, some, fit, rows.values_TL[train], rows.group_T[train], seed)
 
 
-def _fitted(rows: Rows, views: dict[str, Any], fits: dict[str, Fit], choice: Choice) -> Scored:
+def _fitted(rows: Rows, views: dict[str, Any], fit: Fit, choice: Choice) -> Scored:
     train, test = np.flatnonzero(~rows.test_T), np.flatnonzero(rows.test_T)
     values_TX = views[choice.view]
-    scorer = fits[choice.fit](rows.kind, values_TX[train], rows.values_TL[train])
-    about = {"chosen": [choice.view, choice.fit], "cross_validated": round(choice.value, 4)}
+    scorer = fit(rows.kind, values_TX[train], rows.values_TL[train], choice.setting)[choice.setting]
+    about = {"chosen": [choice.view, choice.setting], "cross_validated": round(choice.value, 4)}
     return Scored(scorer(values_TX[test]), np.arange(len(rows.labels)), about)
 
 
@@ -169,8 +179,8 @@ def _whole_split(rows: Rows, seed: int) -> Scored:
     test_T = np.arange(len(texts)) >= len(rows.whole_texts)
     values_TL = np.concatenate([rows.whole_TL, rows.values_TL[rows.test_T]])
     whole = rows._replace(texts=texts, test_T=test_T, values_TL=values_TL, group_T=np.arange(len(texts)))
-    views, fits = word_views(texts, ~test_T), _word_fits()
-    found = _fitted(whole, views, fits, _choice(whole, views, fits, seed))
+    views = word_views(texts, ~test_T)
+    found = _fitted(whole, views, _WORDS, _best(_choices(whole, views, _WORDS, seed)))
     return found._replace(about=found.about | {"train_rows": len(rows.whole_texts)})
 
 
@@ -180,17 +190,13 @@ def _permuted(rows: Rows, pooled: Pooled, choices: dict[str, Choice], seed: int)
     values_TL = rows.values_TL.copy()
     values_TL[train] = values_TL[np.random.default_rng([seed, 6]).permutation(train)]
     shuffled = rows._replace(values_TL=values_TL)
-    acts = {f"{pool}, {_opening(skip)}": some for (pool, skip), some in pooled.acts.items()}
-    fits = {f"C {C:g}": regression(C) for C in _PENALTIES} | {"one": best_dimension}
-    return {
-        f"permuted_{name}": _fitted(shuffled, acts, fits, choices[name]) for name in ("best_feature", "all_features")
-    }
+    acts, fits = _act_views(pooled), {"best_feature": best_dimension, "all_features": _ALL}
+    return {f"permuted_{name}": _fitted(shuffled, acts, fit, choices[name]) for name, fit in fits.items()}
 
 
 def _random_directions(rows: Rows, pooled: Pooled, choice: Choice, seed: int) -> dict[str, Any]:
     """Directions of the residual stream drawn from a normal distribution, their sign as the training rows say."""
-    views = {_opening(skip): some for skip, some in pooled.resid.items()}
-    resid_TD = views[choice.view]
+    resid_TD = _resid_views(pooled)[choice.view]
     directions_DR = np.random.default_rng([seed, 7]).standard_normal((resid_TD.shape[1], DIRECTIONS))
     read_TR = resid_TD @ directions_DR
     sign_LR = np.sign(strengths(rows.kind, read_TR[~rows.test_T], rows.values_TL[~rows.test_T]))
