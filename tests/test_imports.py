@@ -55,6 +55,7 @@ MAY_KNOW = {
     "label": {"concepts", "harvest", "dictionary"},
     "causal": {"sources", "concepts", "harvest", "dictionary", "label", "edits"},
     "lookup": {"sources", "harvest", "dictionary"},
+    "steering": {"sources", "concepts", "harvest", "dictionary", "label", "causal", "edits", "lookup"},
     "report": {"lookup"},
     "serve": {"lookup"},
     "story": {
@@ -69,7 +70,7 @@ MAY_KNOW = {
         "edits",
         "lookup",
     }
-    | {"report", "serve"},
+    | {"report", "serve", "steering"},
 }
 ONE_ADAPTER = {
     "sae_lens": "adapters",
@@ -187,7 +188,7 @@ def test_importing_is_fast(module: str) -> None:
 def test_exported_names() -> None:
     import sae_emotions
 
-    assert sae_emotions.__all__ == ["RunConfig", "UserError", "load_config", "open", "run", "stages"]
+    assert sae_emotions.__all__ == ["RunConfig", "UserError", "load_config", "open", "run", "stages", "steer"]
     assert sae_emotions.__all__ == sorted(sae_emotions.__all__)
     assert dir(sae_emotions) == sae_emotions.__all__
     for name in sae_emotions.__all__:
