@@ -73,9 +73,7 @@ def _curve(axes: Any, found: Steered) -> None:
     own = f"feature{'s' * (len(found.features) > 1)} {' + '.join(map(str, found.features))}"
     for name, label, colour in (("features", own, OWN), ("dense", "dense vector", DENSE)):
         line = effects([getattr(one, name) for one in found.doses])
-        axes.plot(
-            doses, line, "o-", color=colour, label="dense vector" if name == "dense" else f"feature {found.features}"
-        )
+        axes.plot(doses, line, "o-", color=colour, label=label)
     axes.axhline(0, color=MUTED, linewidth=0.6)
     axes.set_xlabel(
         f"dose, {'residual norms' if found.unit == 'norm' else '99th percentiles'}", fontsize=8, color=MUTED
