@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import sae_emotions
 from sae_emotions.cli import main
 from sae_emotions.config import parse_config
 from sae_emotions.cross_entropy import cross_entropy
-from sae_emotions.edit import add, edited
+from sae_emotions.edit import Edit, add, edited
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import open_rows
 from sae_emotions.pipeline import run_stages
@@ -21,7 +22,7 @@ from sae_emotions.steering.directions import matched, matched_units, of_features
 from sae_emotions.steering.fluency import continuations, perplexities, repetition
 from sae_emotions.steering.steer import steer
 from sae_emotions.steering.trend import share_as_high, trend
-from sae_emotions.steering.words import site, word_changes
+from sae_emotions.steering.words import Positions, site, word_changes
 from tests.planted import BLOCK, D, truth
 from tests.planted_words import CONCEPTS, neutral_texts
 
@@ -29,6 +30,10 @@ TRUTH = truth()
 NAME = "planted"
 CAUSAL, UNREAD, BYSTANDER = (TRUTH.feature[name] for name in ("amber", "lazurite", "heliodor"))
 pytestmark = pytest.mark.slow
+
+
+def steered(*given, **named) -> Any:
+    return steer(*given, **named)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def vector_D(ready):
 
 @pytest.mark.parametrize("positions", ["all", "prompt"])
 def test_a_causal_feature_raises_its_word_with_the_dose_above_every_control(ready, positions):
-    found = steer(ready, neutral_texts()[:3], [CAUSAL], positions=positions, tokens=2)
+    found = steered(ready, neutral_texts()[:3], [CAUSAL], positions=positions, tokens=2)
     assert found.concept == "amber"
     effects = [one.features.effect for one in found.doses]
     assert effects == sorted(effects) and effects[0] > 1
@@ -72,7 +77,7 @@ def test_a_causal_feature_raises_its_word_with_the_dose_above_every_control(read
 
 
 def test_a_dose_below_zero_steers_away(ready):
-    (away, towards) = steer(ready, neutral_texts()[0], [CAUSAL], [0.1, -0.1], tokens=1).doses
+    (away, towards) = steered(ready, neutral_texts()[0], [CAUSAL], [0.1, -0.1], tokens=1).doses
     assert (away.dose, towards.dose) == (-0.1, 0.1)
     assert away.features.effect < -1 and towards.features.effect > 1
     assert away.p == towards.p == pytest.approx(1 / 41)
@@ -80,7 +85,7 @@ def test_a_dose_below_zero_steers_away(ready):
 
 @pytest.mark.parametrize("feature", [BYSTANDER, UNREAD])
 def test_a_feature_that_the_output_does_not_use_lies_among_its_controls(ready, feature):
-    found = steer(ready, neutral_texts()[:3], [feature], tokens=1, positions="prompt")
+    found = steered(ready, neutral_texts()[:3], [feature], tokens=1, positions="prompt")
     assert found.trend.p_controls > 0.1 and found.doses[2].p > 0.1
     # What does drive the bystander's word goes along with its cue, and so lies in the dense vector.
     assert (found.dense_trend.p_controls < 0.05) == (feature == BYSTANDER)
@@ -99,7 +104,8 @@ def test_words_change_as_in_the_models_own_forward_pass(ready, ids, vector_D):
     def in_the_text(x_BSD, keep_BS):
         return torch.cat([x_BSD[:, : len(ids)] + vector_D, x_BSD[:, len(ids) :]], dim=1)
 
-    for positions, edit in (("all", add(vector_D, 1)), ("prompt", in_the_text)):
+    ways: dict[Positions, Edit] = {"all": add(vector_D, 1), "prompt": in_the_text}
+    for positions, edit in ways.items():
         at = site(ready.upper, tree, ids, ready.special, positions)
         change_W = word_changes(ready.upper, tree, at, vector_D[None])[0]
         np.testing.assert_allclose(change_W[single], (logs(edit) - logs(None)).numpy(), atol=1e-4)
@@ -175,9 +181,9 @@ def test_trends_of_known_curves():
     doses_P = np.array([0.0, 1.0, 2.0, 4.0])
     noise_TP = np.random.default_rng(0).normal(0, 0.01, (6, 4))
     controls_KP = np.outer(np.arange(20) / 100, doses_P)
-    rising = trend(doses_P, doses_P + noise_TP, controls_KP)
+    rising: Any = trend(doses_P, doses_P + noise_TP, controls_KP)
     assert rising.p < 1e-4 and rising.slope == pytest.approx(1, abs=0.05) and rising.p_controls == pytest.approx(1 / 21)
-    falling = trend(doses_P, -doses_P + noise_TP, controls_KP)
+    falling: Any = trend(doses_P, -doses_P + noise_TP, controls_KP)
     assert falling.p > 0.99 and falling.p_controls == 1
     assert trend(doses_P, np.zeros((3, 4)), controls_KP).p == 1
     alone = trend(doses_P, doses_P[None], controls_KP[:0])
@@ -220,10 +226,10 @@ def test_controls_are_unlabelled_fire_and_are_of_length_one(ready):
 
 def test_an_unlabelled_feature_has_no_target_unless_one_is_named(ready):
     feature = min(TRUTH.controls)
-    found = steer(ready, neutral_texts()[0], [feature], [0.1], tokens=2)
-    assert found.concept is found.trend is found.doses[0].features.effect is found.doses[0].dense is None
+    found = steered(ready, neutral_texts()[0], [feature], [0.1], tokens=2)
+    assert [found.concept, found.trend, found.doses[0].features.effect, found.doses[0].dense] == [None] * 4
     assert set(found.doses[0].words) == set(CONCEPTS) and found.doses[0].features.continuation is not None
-    named = steer(ready, neutral_texts()[0], [feature], [0.1], concept="coral", tokens=1)
+    named = steered(ready, neutral_texts()[0], [feature], [0.1], concept="coral", tokens=1)
     assert named.concept == "coral" and named.doses[0].features.effect is not None and named.doses[0].dense is not None
 
 
@@ -248,7 +254,7 @@ def test_an_unlabelled_feature_has_no_target_unless_one_is_named(ready):
 def test_bad_input_is_refused_in_a_sentence(ready, wrong, sentence):
     asked = {"prompts": "befulu dota pepe", "features": [CAUSAL], **wrong}
     with pytest.raises(UserError, match=sentence):
-        steer(ready, **asked)
+        steered(ready, **asked)
 
 
 def test_a_run_without_labels_is_refused(run, tmp_path):

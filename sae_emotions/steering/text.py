@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from statistics import median
 
 from sae_emotions.lookup.text import columns, number, p_value, table
 from sae_emotions.steering.fluency import GRAM, Continuation
@@ -55,6 +56,18 @@ def _paragraph(head: str, found: Continuation, width: int) -> str:
     return textwrap.fill(said, width, initial_indent=f"{head:>10}  ", subsequent_indent=" " * 12)
 
 
+def _beside(one: Dose) -> str:
+    """Median perplexity and repetition of what stands beside the features at a dose."""
+    parts = []
+    for kind, lines in (("dense vector", [one.dense]), ("random", one.random), ("matched", one.matched)):
+        said = [line.continuation for line in lines if line is not None and line.continuation is not None]
+        perplexity = [each.perplexity for each in said if each.perplexity is not None]
+        if perplexity:
+            repeats = median(each.repetition for each in said)
+            parts.append(f"{kind} {number(median(perplexity), 1)} and {number(repeats, 2)} (n = {len(said)})")
+    return f"Perplexity and repeats at dose {one.dose:g}, medians: {', '.join(parts)}." if parts else ""
+
+
 def steer_text(found: Steered) -> str:
     """The whole result: a table over doses, what was tested, and what was written."""
     width = columns()
@@ -86,6 +99,7 @@ def steer_text(found: Steered) -> str:
                     width,
                 )
             )
+    parts += filter(None, [textwrap.fill(_beside(found.doses[-1]), width)])
     written = [_paragraph("unsteered", found.unsteered, width)]
     written += [
         _paragraph(f"{one.dose:g}", one.features.continuation, width)
