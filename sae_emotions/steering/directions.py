@@ -7,7 +7,7 @@ are added up and the sum made a unit vector. `p99`: of each feature's own 99th p
 that text in which it fires, times its decoder direction. Whatever is compared with a feature gets the feature's length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import open_rows
 from sae_emotions.label.means import BATCH, encoded
+from sae_emotions.progress import Progress
 
 Unit = Literal["norm", "p99"]
 ROWS = 65_536
@@ -55,13 +56,14 @@ def scale(run: Path, dictionary: Dictionary, seed: int, advance: Callable[[int],
         raise UserError(f"{rows.folder} is {rows.d_in} wide but '{dictionary.name}' reads {dictionary.d_in}.")
     picked_N = np.sort(np.random.default_rng([seed, 11]).permutation(len(rows))[:ROWS])
     norms, features, values = [], [], []
-    for start in range(0, len(picked_N), BATCH):
-        x_BD = rows.read(picked_N[start : start + BATCH])
-        norms.append(np.linalg.norm(x_BD, axis=1))
-        firing = encoded(dictionary, x_BD)
-        features.append(firing.feature_P.astype(np.int32))
-        values.append(firing.value_P.astype(np.float32))
-        advance(len(x_BD))
+    with Progress("steer: scale", len(picked_N), "rows") as bar:
+        for start in range(0, len(picked_N), BATCH):
+            x_BD = rows.read(picked_N[start : start + BATCH])
+            norms.append(np.linalg.norm(x_BD, axis=1))
+            firing = encoded(dictionary, x_BD)
+            features.append(firing.feature_P.astype(np.int32))
+            values.append(firing.value_P.astype(np.float32))
+            bar.advance(len(x_BD))
     feature_P, value_P = np.concatenate(features), np.concatenate(values)
     active_F = np.bincount(feature_P, minlength=dictionary.d_sae)
     p99_F = np.full(dictionary.d_sae, np.nan)
