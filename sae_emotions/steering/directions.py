@@ -49,7 +49,7 @@ class Direction(NamedTuple):
     length: float
 
 
-def scale(run: Path, dictionary: Dictionary, seed: int, advance: Callable[[int], None] = lambda rows: None) -> Scale:
+def scale(run: Path, dictionary: Dictionary, seed: int) -> Scale:
     """Read up to `ROWS` stored rows of the general text, drawn by `seed`. Raises `UserError` where there are none."""
     rows = open_rows(run / "activations" / "text", dictionary.block)
     if rows.d_in != dictionary.d_in:
