@@ -5,16 +5,24 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import sae_emotions
 from sae_emotions.cli import main
+from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import parse_config
 from sae_emotions.cross_entropy import cross_entropy
+from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.edit import Edit, add, edited
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import open_rows
+from sae_emotions.label.baselines import difference_of_means
+from sae_emotions.label.label import concept_means
+from sae_emotions.label.layout import layout
 from sae_emotions.pipeline import run_stages
 from sae_emotions.run_folder import create_or_check
 from sae_emotions.steering.bench import bench, prompt_ids
@@ -38,10 +46,27 @@ def steered(*given, **named) -> Any:
 
 @pytest.fixture(scope="module")
 def run(planted, tmp_path_factory):
+    """Harvested and trained; labelled by hand, as the truth is: steering reads no more of the labels than this."""
     config = parse_config(planted.config, "the planted config")
     folder = tmp_path_factory.mktemp("run") / "planted"
     create_or_check(folder, config)
-    run_stages(folder, ["harvest", f"train:{NAME}", f"label:{NAME}"])
+    run_stages(folder, ["harvest", f"train:{NAME}"])
+    dictionary, concepts = load_dictionary(folder, NAME), load_concepts(config.concepts)
+    means = concept_means(config, folder, dictionary, selection_only=True)
+    labels = folder / "labels" / NAME
+    labels.mkdir(parents=True)
+    numbers = range(dictionary.d_sae)
+    features = {
+        "feature": list(numbers),
+        "label": [TRUTH.labelled.get(n) for n in numbers],
+        "status": ["labelled" if n in TRUTH.labelled else "none" for n in numbers],
+        "screened": [n in TRUTH.feature.values() for n in numbers],
+    }
+    pq.write_table(pa.table(features), labels / "features.parquet")
+    chosen = [TRUTH.feature.get(name, min(TRUTH.controls)) for name in CONCEPTS]
+    pq.write_table(pa.table({"concept": CONCEPTS, "feature": chosen}), labels / "concepts.parquet")
+    dense_CD = difference_of_means(means.resid_TD, layout(concepts).selection)
+    save_file({"dense_CD": torch.from_numpy(dense_CD).float()}, labels / "dense.safetensors")
     return folder
 
 

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from eval.validity.steering_scores import Texts
 
 READS = 0.7
-NEAR = 12
+NEAR = 24
 """features that a criterion ranks, at most, and that are screened by each"""
 SCREENED_AT = 0.1
 """share of the residual norm"""
 CRITERIA = {
     "chosen": f"the concept's feature in concepts.parquet, then others that read it (selection AUROC >= {READS}) by that AUROC",
-    "cosine": "among features that read it: cosine of the decoder direction with the concept's difference of means",
+    "cosine": "among features that read it: cosine of the decoder direction with the concept's difference of means, less the "
+    "largest with those of the other 15",
     "screened": f"of the first {NEAR} by each of these two: rise of the word over its nearest rival on the choosing texts, at "
     f"{SCREENED_AT} of the norm",
     "writes": "among all features: the decoder direction's logit for the word less the mean of the other 15",
@@ -56,6 +57,7 @@ def unscreened(asked: Asked, found: Bench, number_C: np.ndarray, chosen: list[in
     fires_F = found.scale.active_F > 0
     auroc_CF = selection_auroc(asked, found, number_C)
     cosine_CF = (found.dense_CD[number_C].cpu() @ units_FD.T).numpy()
+    rival_CF = np.stack([np.delete(cosine_CF, c, axis=0).max(0) for c in range(len(number_C))])
     tree = found.tree([found.concepts.concepts[n].word for n in number_C])
     first_CD = read_unembedding(asked.run, found.dictionary.d_in)[[path[0][1] for path in tree.paths]].float()
     lens_CF = ((first_CD - first_CD.mean(0)) @ units_FD.T).numpy()
@@ -69,7 +71,7 @@ def unscreened(asked: Asked, found: Bench, number_C: np.ndarray, chosen: list[in
         reads_F = fires_F & (auroc_CF[c] >= READS)
         reads_F[chosen[n]] = True
         picks["chosen"].append(list(dict.fromkeys([chosen[n], *ranked(auroc_CF[c], reads_F)]))[:NEAR])
-        picks["cosine"].append(ranked(cosine_CF[c], reads_F))
+        picks["cosine"].append(ranked(cosine_CF[c] - rival_CF[c], reads_F))
         picks["writes"].append(ranked(lens_CF[c], fires_F))
     return picks
 
