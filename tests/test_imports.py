@@ -57,6 +57,7 @@ MAY_KNOW = {
     "causal": {"sources", "concepts", "harvest", "dictionary", "label", "edits"},
     "vectors": {"sources", "concepts", "harvest", "dictionary", "label"},
     "lookup": {"sources", "harvest", "dictionary"},
+    "steering": {"sources", "concepts", "harvest", "dictionary", "label", "causal", "edits", "lookup"},
     "report": {"lookup"},
     "serve": {"lookup"},
     "story": {
@@ -73,7 +74,7 @@ MAY_KNOW = {
         "vectors",
         "lookup",
     }
-    | {"report", "serve"},
+    | {"report", "serve", "steering"},
 }
 ONE_ADAPTER = {
     "sae_lens": "adapters",
@@ -191,7 +192,7 @@ def test_importing_is_fast(module: str) -> None:
 def test_exported_names() -> None:
     import sae_emotions
 
-    assert sae_emotions.__all__ == ["RunConfig", "UserError", "load_config", "open", "run", "stages"]
+    assert sae_emotions.__all__ == ["RunConfig", "UserError", "load_config", "open", "run", "stages", "steer"]
     assert sae_emotions.__all__ == sorted(sae_emotions.__all__)
     assert dir(sae_emotions) == sae_emotions.__all__
     for name in sae_emotions.__all__:

@@ -63,7 +63,8 @@ def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
     return {column: np.array(table[column].to_pylist()) for column in _COLUMNS}
 
 
-def _dense(run: Path, name: str, count: int, width: int) -> torch.Tensor:
+def dense_vectors(run: Path, name: str, count: int, width: int) -> torch.Tensor:
+    """Each concept's difference of means on the selection texts, as unit vectors. Raises `UserError` where they do not fit."""
     tensors = mapped(run / "labels" / name / "dense.safetensors")
     if "dense_CD" not in tensors or tensors["dense_CD"].shape != (count, width):
         raise UserError(f"The dense vectors of {run / 'labels' / name} do not fit; run the label stage again.")
@@ -127,7 +128,7 @@ def gather(config: RunConfig, run: Path, name: str) -> Material:
         latents_L,
         np.array([number[label] for label in labels["label"][tested_X]], dtype=np.int64),
         dictionary.W_dec_FD[torch.from_numpy(latents_L)].norm(dim=1).numpy(),
-        _dense(run, name, len(concepts.concepts), dictionary.d_in),
+        dense_vectors(run, name, len(concepts.concepts), dictionary.d_in),
         _texts(config, folder, concepts, rng),
         [int(i) for i in plan["special_ids"]],
         open_rows(folder, dictionary.block),
