@@ -9,7 +9,7 @@ attention), an embedding scale cannot touch the residual, and rotary positions, 
 model's. Keys and values travel in an object with the one method of transformers' caches that attention calls.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -87,8 +87,8 @@ class Above(NamedTuple):
 class Upper:
     """The part of a model above the residual stream after `block` (0-based).
 
-    `block_tokens` counts positions times blocks computed above the hook, as what a saving is measured against. Raises
-    `UserError` where the block does not exist, or where this architecture gives other logits this way than by itself.
+    `block_tokens` counts positions times blocks computed, as what a saving is measured against; a pass back counts like one
+    up. Raises `UserError` where the block does not exist, or where this architecture gives other logits this way than by itself.
     """
 
     def __init__(self, model: Any, block: int) -> None:
@@ -107,6 +107,7 @@ class Upper:
     ) -> torch.Tensor:
         """x_BQD after the hook's block, unedited, by the lower part. `see_BQK` (bool) replaces the causal mask."""
         found: list[torch.Tensor] = []
+        self.block_tokens += ids_BQ.numel() * (self.block + 1)
 
         def stop(module: torch.nn.Module, args: object, output: object) -> None:
             found.append(hidden(output))
@@ -166,6 +167,21 @@ class Upper:
         looks = self._looks(positions_BQ[:, -W:], at_BK, see_BQK[:, -W:])
         out = self._forward(self.last - 1, entering[0][:, -W:], finish, W, looks)
         return Above(out.logits, memory.seen)
+
+    def gradient(
+        self, x_BQD: torch.Tensor, wanted: int, read: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `read` (of the logits of the last `wanted` positions, B x W x V, to one number) gives, and its gradient.
+
+        Two passes above the hook, one up and one back, both counted; plain causal attention. The gradient has the shape of
+        `x_BQD`, float32.
+        """
+        self.block_tokens += 2 * x_BQD.shape[0] * x_BQD.shape[1] * (self.last - self.block)
+        with torch.inference_mode(False), torch.enable_grad():
+            given_BQD = x_BQD.clone().requires_grad_()
+            value = read(self._forward(self.block, given_BQD, None, wanted, {}).logits)
+            (grad_BQD,) = torch.autograd.grad(value, given_BQD)
+        return value.detach(), grad_BQD.float()
 
     def _forward(
         self, block: int, given_BQD: torch.Tensor, memory: _Memory | None, wanted: int, looks: dict[str, Any]
