@@ -169,19 +169,43 @@ class Upper:
         return Above(out.logits, memory.seen)
 
     def gradient(
-        self, x_BQD: torch.Tensor, wanted: int, read: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `read` (of the logits of the last `wanted` positions, B x W x V, to one number) gives, and its gradient.
+        self,
+        x_BQD: torch.Tensor,
+        wanted: int,
+        read: Callable[[torch.Tensor], torch.Tensor],
+        reached: int | None = None,
+    ) -> torch.Tensor:
+        """Gradient by `x_BQD` of the one number that `read` makes of the logits of the last `wanted` positions (B x W x V).
 
-        Two passes above the hook, one up and one back, both counted; plain causal attention. The gradient has the shape of
-        `x_BQD`, float32.
+        With `reached`, `read` gets the residual stream after that block instead (B x W x D). Two passes above the hook, one
+        up and one back, both counted; plain causal attention. The gradient is float32.
         """
-        self.block_tokens += 2 * x_BQD.shape[0] * x_BQD.shape[1] * (self.last - self.block)
+        last = self.last if reached is None else reached
+        self.block_tokens += 2 * x_BQD.shape[0] * x_BQD.shape[1] * (last - self.block)
         with torch.inference_mode(False), torch.enable_grad():
             given_BQD = x_BQD.clone().requires_grad_()
-            value = read(self._forward(self.block, given_BQD, None, wanted, {}).logits)
-            (grad_BQD,) = torch.autograd.grad(value, given_BQD)
-        return value.detach(), grad_BQD.float()
+            if reached is None:
+                out = self._forward(self.block, given_BQD, None, wanted, {}).logits
+            else:
+                out = self._until(reached, given_BQD)[:, -wanted:]
+            (grad_BQD,) = torch.autograd.grad(read(out), given_BQD)
+        return grad_BQD.float()
+
+    def _until(self, reached: int, given_BQD: torch.Tensor) -> torch.Tensor:
+        found: list[torch.Tensor] = []
+
+        def stop(module: torch.nn.Module, args: object, output: object) -> None:
+            found.append(hidden(output))
+            raise _Enough
+
+        handle = self.blocks[reached].register_forward_hook(stop)
+        try:
+            self._forward(self.block, given_BQD, None, 1, {})
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
 
     def _forward(
         self, block: int, given_BQD: torch.Tensor, memory: _Memory | None, wanted: int, looks: dict[str, Any]

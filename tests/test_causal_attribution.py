@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sae_emotions.causal.attribute import Asked, attributed, of_rows
+from sae_emotions.causal.attribute import Asked, Slope, attribution, projection_effect, slopes, word_asked
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.runs import Removal, enter, word_changes
 from sae_emotions.dictionary.encode import Dictionary
@@ -43,22 +43,28 @@ def texts():
     g = torch.Generator().manual_seed(2)
     made = [torch.randint(10, 80, (length,), generator=g).tolist() for length in (9, 14, 11)]
     made[1][4] = SPECIAL[0]
-    return [Asked(ids, own, np.setdiff1d(np.arange(4), [own])) for ids, own in zip(made, (0, 2, 0), strict=True)]
+    return [(ids, own, np.setdiff1d(np.arange(4), [own])) for ids, own in zip(made, (0, 2, 0), strict=True)]
+
+
+def attributed(upper, found, texts):
+    asked = [word_asked(TREE, *one) for one in texts]
+    return {n: attribution(found, slope) for n, slope in slopes(upper, asked, SPECIAL)}
 
 
 def exact(upper, found, one, latent):
     """Effect of removing a latent, by the pass that the stage itself uses."""
-    text = enter(upper, TREE, one.ids, SPECIAL)
+    ids, own, outside = one
+    text = enter(upper, TREE, ids, SPECIAL)
     acts_Q = torch.zeros(len(text.keep_Q))
     acts_Q[text.keep_Q] = found.features(text.x_QD[text.keep_Q])[:, latent]
     at_P = torch.nonzero(acts_Q)[:, 0]
     change = word_changes(upper, TREE, text, [Removal(at_P, acts_Q[at_P], found.W_dec_FD[latent], (0,))])
-    return change.all_JW[0, one.own] - change.all_JW[0, one.outside].mean(), len(at_P), float(acts_Q.sum())
+    return change.all_JW[0, own] - change.all_JW[0, outside].mean(), len(at_P), float(acts_Q.sum())
 
 
 def test_small_removals_have_the_effect_that_the_gradient_says(upper, texts):
     found = dictionary(1e-4)
-    seen = dict(attributed(upper, TREE, found, texts, SPECIAL))
+    seen = attributed(upper, found, texts)
     assert sorted(seen) == [0, 1, 2]
     # The words compared with count with their first token alone, so word 0 (two tokens) must not be among them here.
     for n in (0, 2):
@@ -71,25 +77,26 @@ def test_small_removals_have_the_effect_that_the_gradient_says(upper, texts):
 def test_a_latent_that_is_silent_has_no_effect(upper, texts):
     found = dictionary(1.0)
     silent = found._replace(active=lambda x_BD: Active.of(found.features(x_BD) * (torch.arange(LATENTS) != 7)))
-    for _, one in attributed(upper, TREE, silent, texts, SPECIAL):
+    for one in attributed(upper, silent, texts).values():
         assert 7 not in one.latent_N
+        assert one.effect_of(7) == 0
         assert len(one.latent_N) == len(set(one.latent_N)) > 5
 
 
 def test_batches_of_any_size_say_the_same(upper, texts, monkeypatch):
     found = dictionary(1.0)
-    together = dict(attributed(upper, TREE, found, texts, SPECIAL))
+    together = attributed(upper, found, texts)
     monkeypatch.setattr("sae_emotions.causal.attribute.BATCH_TOKENS", 1)
-    alone = dict(attributed(upper, TREE, found, texts, SPECIAL))
+    alone = attributed(upper, found, texts)
     for n in together:
         assert np.array_equal(together[n].latent_N, alone[n].latent_N)
-        assert together[n].effect_N == pytest.approx(alone[n].effect_N, abs=1e-5)
+        assert together[n].effect_N == pytest.approx(alone[n].effect_N, rel=1e-4, abs=1e-5)
 
 
 def test_both_passes_are_counted(upper, texts):
     before = upper.block_tokens
-    list(attributed(upper, TREE, dictionary(1.0), texts[:1], SPECIAL))
-    positions = len(texts[0].ids) + len(TREE.prompt) + 1
+    attributed(upper, dictionary(1.0), texts[:1])
+    positions = len(texts[0][0]) + len(TREE.prompt) + 1
     assert upper.block_tokens - before == positions * (BLOCK + 1) + 2 * positions * (3 - BLOCK)
 
 
@@ -98,6 +105,34 @@ def test_rows_by_hand():
     x_SD, grad_SD = torch.randn(3, D), torch.randn(3, D)
     acts_SL = found.features(x_SD)
     wanted_L = -(acts_SL * (grad_SD @ found.W_dec_FD.T)).sum(0)
-    one = of_rows(found, x_SD, grad_SD)
+    one = attribution(found, Slope(torch.arange(3), x_SD, grad_SD))
     assert one.effect_N == pytest.approx(wanted_L[torch.from_numpy(one.latent_N)].numpy(), rel=1e-4, abs=1e-5)
     assert one.active_N.tolist() == (acts_SL > 0).sum(0)[torch.from_numpy(one.latent_N)].tolist()
+
+
+def test_what_is_read_further_up_moves_as_the_gradient_says(upper, texts):
+    """A projection on a vector after block 2, at the last position, when a little is added at one position."""
+    vector_D, reached = torch.nn.functional.normalize(torch.randn(D), dim=0), 2
+    ids, after = texts[0][0], (5, 6)
+    asked = [Asked(ids, after, lambda x_AD: x_AD[-1] @ vector_D)]
+    ((_, slope),) = slopes(upper, asked, SPECIAL, reached)
+    x_QD = upper.residual(torch.tensor([[*ids, *after]]))[0]
+
+    def reading(x_QD):
+        block = upper.blocks[reached]
+        seen = []
+        handle = block.register_forward_hook(
+            lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+        upper.run(x_QD[None])
+        handle.remove()
+        return float(seen[0].reshape(len(x_QD), D)[-1] @ vector_D)
+
+    step_D = 1e-2 * torch.randn(D, generator=torch.Generator().manual_seed(3))
+    moved_QD = x_QD.clone()
+    moved_QD[4] += step_D
+    where = slope.at_S.tolist().index(4)
+    assert reading(moved_QD) - reading(x_QD) == pytest.approx(float(slope.grad_SD[where] @ step_D), rel=0.05)
+    only = slope.where(slope.at_S == 4)
+    usual_D = only.x_SD[0] + vector_D
+    assert projection_effect(only, vector_D, usual_D) == pytest.approx(float(only.grad_SD[0] @ vector_D), rel=1e-3)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sae_emotions.artefact import write_json, written_folder
-from sae_emotions.causal.attribute import Asked, attributed
+from sae_emotions.causal.attribute import attribution, slopes, word_asked
 from sae_emotions.causal.collateral import CONTROLS, TOKENS, acts_of, kl_of_removal
 from sae_emotions.causal.controls import Matched, controls_each, halves, match
 from sae_emotions.causal.effects import Design, Effects, Measured, amount, effect, effects, measure, words_of
@@ -169,17 +169,18 @@ def _same_texts(
     rng = np.random.default_rng([config.seed, 5])
     some = [pairs[n] for n in np.sort(rng.permutation(len(pairs))[:PAIRS])]
     words = design.words
-    asked = [Asked(pool[t].ids, int(words.own_F[f]), words.outside[f]) for f, t in some]
+    asked = [word_asked(tree, pool[t].ids, int(words.own_F[f]), words.outside[f]) for f, t in some]
     first_N = np.zeros(len(some))
     with Progress("compare with first order", len(some), "texts") as bar:
-        for n, found in attributed(upper, tree, material.dictionary, asked, material.special):
-            number = material.latents_L[design.features_F[some[n][0]]]
-            first_N[n] = found.effect_N[found.latent_N == number].sum()
+        for n, slope in slopes(upper, asked, material.special):
+            number = int(material.latents_L[design.features_F[some[n][0]]])
+            first_N[n] = attribution(material.dictionary, slope).effect_of(number)
             bar.advance(1)
-    changes = [measured.changes["feature", int(design.features_F[f])] for f, _ in some]
     exact = [
-        effect(change, np.array([t]), one.own, one.outside)
-        for change, (_, t), one in zip(changes, some, asked, strict=True)
+        effect(
+            measured.changes["feature", int(design.features_F[f])], np.array([t]), int(words.own_F[f]), words.outside[f]
+        )
+        for f, t in some
     ]
     return agreement(first_N, np.array(exact))
 

@@ -81,7 +81,8 @@ def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
     return {column: np.array(table[column].to_pylist()) for column in _COLUMNS}
 
 
-def _dense(run: Path, name: str, count: int, width: int) -> torch.Tensor:
+def dense_vectors(run: Path, name: str, count: int, width: int) -> torch.Tensor:
+    """Each concept's difference of means on the selection texts, as unit vectors. Raises `UserError` where they do not fit."""
     tensors = mapped(run / "labels" / name / "dense.safetensors")
     if "dense_CD" not in tensors or tensors["dense_CD"].shape != (count, width):
         raise UserError(f"The dense vectors of {run / 'labels' / name} do not fit; run the label stage again.")
@@ -149,7 +150,7 @@ def gather(config: RunConfig, run: Path, name: str) -> Material:
         np.array([number[label] for label in labels["label"][tested_X]], dtype=np.int64),
         len(tested_X),
         dictionary.W_dec_FD[torch.from_numpy(latents_L)].norm(dim=1).numpy(),
-        _dense(run, name, len(concepts.concepts), dictionary.d_in),
+        dense_vectors(run, name, len(concepts.concepts), dictionary.d_in),
         [held_out[n][1] for n in rng.permutation(len(held_out))],
         _selection(concepts, selection, np.random.default_rng([config.seed, 4])),
         [int(i) for i in plan["special_ids"]],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_emotions.causal.attribute import Asked, attributed
+from sae_emotions.causal.attribute import attribution, slopes, word_asked
 from sae_emotions.causal.effects import words_of
 from sae_emotions.causal.material import Material
 from sae_emotions.causal.readouts import WordTree
@@ -44,13 +44,14 @@ def screen(upper: Upper, tree: WordTree, material: Material, texts: int) -> Scre
     asked, row_T = [], []
     for row, concept in enumerate(concepts_C):
         for story in material.selection.get(int(concept), [])[:texts]:
-            asked.append(Asked(story.ids, int(concept), words.outside[row]))
+            asked.append(word_asked(tree, story.ids, int(concept), words.outside[row]))
             row_T.append(row)
     shape = (len(concepts_C), material.dictionary.d_sae)
     effect_CL, removed_CL, fires_CL = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     norm_L = material.dictionary.W_dec_FD.norm(dim=1).numpy()
     with Progress("screen", len(asked), "texts") as bar:
-        for n, found in attributed(upper, tree, material.dictionary, asked, material.special):
+        for n, slope in slopes(upper, asked, material.special):
+            found = attribution(material.dictionary, slope)
             effect_CL[row_T[n], found.latent_N] += found.effect_N
             removed_CL[row_T[n], found.latent_N] += found.amount_N * norm_L[found.latent_N]
             fires_CL[row_T[n], found.latent_N] += 1
