@@ -57,6 +57,21 @@ def parser() -> argparse.ArgumentParser:
     one = command("report", _stage("report"), "write RUN/report.html and RUN/summary.json")
     one.add_argument("run", type=Path, metavar="RUN", help="run folder")
     one.add_argument("--again", action="store_true", help="do it again although it is done")
+    one = command("vectors", _vectors, "one dense vector a concept at some blocks: geometry, read-outs and batteries")
+    one.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    one.add_argument(
+        "--blocks", type=int, nargs="+", default=(), metavar="N", help="0-based (default: those that were harvested)"
+    )
+    one.add_argument(
+        "--norms",
+        nargs="+",
+        default=(),
+        metavar="CSV",
+        help="ratings of words: FILE, FILE=WORD,VALENCE,AROUSAL (columns by name or number), or vader",
+    )
+    one.add_argument("--clusters", type=Path, metavar="JSON", help="{name: [concept, ...]} (default: the families)")
+    one.add_argument("--dictionary", metavar="NAME", help="compare its features (default: the first labelled one)")
+    one.add_argument("--again", action="store_true", help="do it again although it is done")
     one = command("find", _find, "features of a concept, best held-out AUROC first")
     one.add_argument("word", metavar="WORD", help="a concept or a family of concepts")
     _reading(one)
@@ -175,6 +190,14 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
                 say(f"{key} is done in {options.run}; nothing was changed (--again does it once more).")
 
     return work
+
+
+def _vectors(options: argparse.Namespace) -> None:
+    from sae_emotions.report.vectors import vectors_table
+    from sae_emotions.vectors.vectors import vectors
+
+    vectors(options.run, options.blocks, options.norms, options.clusters, options.dictionary, options.again)
+    print(vectors_table(options.run))
 
 
 def _opened(options: argparse.Namespace) -> Any:

@@ -163,6 +163,20 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("first_order", f64, "mean first-order effect of its removal, nats"),
         Column("first_order_score", f64, "the same in units of what unlabelled latents do for as much that they add"),
     ),
+    "vector_tokens": (  # vectors/tokens.parquet, one row a place and concept
+        Column("place", text, "block after which the vector stands, or `embeddings`"),
+        Column("concept", text, "name"),
+        Column("norm", f32, "Euclidean norm of the concept's vector, residual-stream units"),
+        Column("top_tokens", pa.list_(text), "logit lens: tokens that the unit vector raises most"),
+        Column("top_logits", pa.list_(f32), "their logits, but for the final norm's division"),
+        Column("bottom_tokens", pa.list_(text), "logit lens: tokens that it lowers most"),
+        Column("bottom_logits", pa.list_(f32), "their logits"),
+    ),
+    "vector_components": (  # vectors/components.parquet, one row a place and concept
+        Column("place", text, "block after which the vectors stand, or `embeddings`"),
+        Column("concept", text, "name"),
+        Column("scores", pa.list_(f32), "scores on the leading principal components of all concepts' vectors"),
+    ),
 }
 
 

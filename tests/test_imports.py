@@ -54,6 +54,7 @@ MAY_KNOW = {
     "dictionary": {"sources", "concepts", "harvest", "edits", "sparse", "adapters"},
     "label": {"concepts", "harvest", "dictionary"},
     "causal": {"sources", "concepts", "harvest", "dictionary", "label", "edits"},
+    "vectors": {"sources", "concepts", "harvest", "dictionary", "label"},
     "lookup": {"sources", "harvest", "dictionary"},
     "report": {"lookup"},
     "serve": {"lookup"},
@@ -67,6 +68,7 @@ MAY_KNOW = {
         "label",
         "causal",
         "edits",
+        "vectors",
         "lookup",
     }
     | {"report", "serve"},
