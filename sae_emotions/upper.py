@@ -180,16 +180,27 @@ class Upper:
         With `reached`, `read` gets the residual stream after that block instead (B x W x D). Two passes above the hook, one
         up and one back, both counted; plain causal attention. The gradient is float32.
         """
-        last = self.last if reached is None else reached
-        self.block_tokens += 2 * x_BQD.shape[0] * x_BQD.shape[1] * (last - self.block)
         with torch.inference_mode(False), torch.enable_grad():
             given_BQD = x_BQD.clone().requires_grad_()
-            if reached is None:
-                out = self._forward(self.block, given_BQD, None, wanted, {}).logits
-            else:
-                out = self._until(reached, given_BQD)[:, -wanted:]
+            out = self.outputs(given_BQD, wanted, reached)
             (grad_BQD,) = torch.autograd.grad(read(out), given_BQD)
+        self.block_tokens += (
+            x_BQD.shape[0] * x_BQD.shape[1] * ((self.last if reached is None else reached) - self.block)
+        )
         return grad_BQD.float()
+
+    def outputs(self, x_BQD: torch.Tensor, wanted: int, reached: int | None = None) -> torch.Tensor:
+        """Logits of the last `wanted` positions (B x W x V), or the residual stream after block `reached` (B x W x D).
+
+        Plain causal attention; gradients flow where they are on.
+        """
+        self.block_tokens += (
+            x_BQD.shape[0] * x_BQD.shape[1] * ((self.last if reached is None else reached) - self.block)
+        )
+        if reached is not None:
+            return self._until(reached, x_BQD)[:, -wanted:]
+        logits: torch.Tensor = self._forward(self.block, x_BQD, None, wanted, {}).logits
+        return logits
 
     def _until(self, reached: int, given_BQD: torch.Tensor) -> torch.Tensor:
         found: list[torch.Tensor] = []

@@ -5,6 +5,7 @@ labelled features in any order.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,9 @@ class Story(NamedTuple):
     """A concept text."""
 
     document: int
+    concept: int
     cell: str
+    topic: str
     ids: list[int]
 
 
@@ -50,7 +53,7 @@ class Material(NamedTuple):
     held_out: list[Story]
     """in a seeded order"""
     selection: dict[int, list[Story]]
-    """concept -> its selection texts in a seeded order, the registers in turn"""
+    """concept -> its selection texts in a seeded order, the cells in turn"""
     special: list[int]
     """token ids that are never edited"""
     rows: Rows
@@ -89,34 +92,30 @@ def dense_vectors(run: Path, name: str, count: int, width: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(np.array(tensors["dense_CD"])).float(), dim=1)
 
 
-def _stories(config: RunConfig, folder: Path, split: str, concepts: ConceptSet) -> list[tuple[str, Story]]:
-    """Texts of one split, with their ids in the concept set. Raises `UserError` where there are none."""
-    cells = {text.id: text.cell for text in concepts.texts if text.split == split}
+def _stories(config: RunConfig, folder: Path, split: str, concepts: ConceptSet) -> list[Story]:
+    """Texts of one split, in the harvest's order. Raises `UserError` where there are none."""
+    number = {concept.name: n for n, concept in enumerate(concepts.concepts)}
+    of = {text.id: text for text in concepts.texts if text.split == split}
     table = read_documents(folder)
+    columns = (table[name].to_pylist() for name in ("document", "key", "token_ids"))
     found = [
-        (key, Story(int(document), cells[key], ids[: config.harvest.context]))
-        for document, key, ids in zip(
-            *(table[name].to_pylist() for name in ("document", "key", "token_ids")), strict=True
-        )
-        if key in cells
+        Story(int(document), number[one.concept], one.cell, one.topic, ids[: config.harvest.context])
+        for document, key, ids in zip(*columns, strict=True)
+        if (one := of.get(key)) is not None
     ]
     if not found:
         raise UserError(f"{folder} holds no {split.replace('_', '-')} text of the concept set; run the harvest again.")
     return found
 
 
-def _selection(
-    concepts: ConceptSet, stories: list[tuple[str, Story]], rng: np.random.Generator
-) -> dict[int, list[Story]]:
-    number = {concept.name: n for n, concept in enumerate(concepts.concepts)}
-    of = {text.id: text for text in concepts.texts}
+def in_turn(stories: Sequence[Story], rng: np.random.Generator) -> dict[int, list[Story]]:
+    """Each concept's texts in a seeded order, the cells in turn."""
     found: dict[int, dict[str, list[Story]]] = defaultdict(lambda: defaultdict(list))
     for n in rng.permutation(len(stories)):
-        key, story = stories[n]
-        found[number[of[key].concept]][of[key].register].append(story)
+        found[stories[n].concept][stories[n].cell].append(stories[n])
     return {
-        concept: [story for turn in zip_longest(*registers.values()) for story in turn if story is not None]
-        for concept, registers in sorted(found.items())
+        concept: [story for turn in zip_longest(*cells.values()) for story in turn if story is not None]
+        for concept, cells in sorted(found.items())
     }
 
 
@@ -151,8 +150,8 @@ def gather(config: RunConfig, run: Path, name: str) -> Material:
         len(tested_X),
         dictionary.W_dec_FD[torch.from_numpy(latents_L)].norm(dim=1).numpy(),
         dense_vectors(run, name, len(concepts.concepts), dictionary.d_in),
-        [held_out[n][1] for n in rng.permutation(len(held_out))],
-        _selection(concepts, selection, np.random.default_rng([config.seed, 4])),
+        [held_out[n] for n in rng.permutation(len(held_out))],
+        in_turn(selection, np.random.default_rng([config.seed, 4])),
         [int(i) for i in plan["special_ids"]],
         open_rows(folder, dictionary.block),
         plan["dtype"],
