@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eval.validity import causal as section
+from eval.validity.asked import Asked
 from sae_emotions.causal import runners
 from sae_emotions.causal.ablate import ablate
 from sae_emotions.config import parse_config
@@ -18,7 +20,7 @@ from sae_emotions.errors import UserError
 from sae_emotions.run_folder import create_or_check
 from sae_emotions.schema import TABLES
 from sae_emotions.stages import harvest, train
-from tests.planted import D, latents, truth
+from tests.planted import BLOCK, D, directions, latents, truth
 from tests.planted_words import CONCEPTS, KINDS
 
 TRUTH = truth()
@@ -160,6 +162,25 @@ def test_features_of_one_concept_are_removed_together(config, run):
     summary = tables(run)[2]
     assert summary["joint"]["concepts"] == 1
     assert summary["joint"]["features"] == 2
+
+
+def test_further_readouts_of_a_run(config, run, monkeypatch):
+    """Block 2 carries some directions to the prompt: what reads them there falls, the dense vectors being theirs."""
+    labels = {TRUTH.feature[concept]: concept for concept in (*KINDS["causal"], *KINDS["unread"])}
+    label(run, labels)
+    of_CD = np.random.default_rng(0).standard_normal((len(CONCEPTS), D))
+    for concept in KINDS["causal"]:
+        of_CD[CONCEPTS.index(concept)] = directions().of[f"concept {concept}"]
+    save_file({"dense_CD": torch.from_numpy(of_CD).float()}, run / "labels" / NAME / "dense.safetensors")
+    monkeypatch.setattr(section, "EXACT", 12)
+    found = section.measured(Asked(run, NAME, None))
+    further = found["reading_further_up"]
+    assert further["block"] == BLOCK + 1
+    assert further["confirmed"] >= 6
+    assert further["controls_confirmed"] <= 0.1 * further["controls_tested"]
+    assert further["first_order_against_exact"]["rho"] > 0.9
+    assert found["continuation"]["texts"] == 60
+    assert "skipped" in found["position"]
 
 
 def test_missing_inputs_are_user_errors(config, run):

@@ -77,7 +77,9 @@ def judged_of(
 def numbers(found: FirstOrder) -> dict[str, Any]:
     """Counts and medians, with the controls' beside them. Effects are in the readout's unit; negative is lowered."""
     judged, tested_F = found.judged, found.judged.tested_F
-    control_z = np.concatenate([z for z, tested in zip(judged.held_back, tested_F, strict=True) if tested] or [[]])
+    control_z = np.concatenate(
+        [np.zeros(0), *(z for z, known in zip(judged.held_back, tested_F, strict=True) if known)]
+    )
     control_z = control_z[np.isfinite(control_z)]
     low = np.quantile(control_z, 0.05) if len(control_z) else None
     return {
