@@ -230,7 +230,9 @@ def rule_text(settings: AblateConfig, words: int, single: int) -> str:
         "share of all features' held-back controls with a z at least as low. Causal: Benjamini-Hochberg q over the "
         f"tested features <= {settings.q:g} and a negative effect. Not testable: fires in too few texts, or setting the "
         "text's reading along its concept's dense vector to the mean of all texts, at every position, does not lower "
-        f"the word (p > {DENSE_P:g} by the same rule)."
+        f"the word (p > {DENSE_P:g} by the same rule). Together: all labelled features of a concept are removed at once, from "
+        "the texts in which they add most, against groups of controls, each matched with one of them; the same rule, with a "
+        "false discovery rate over concepts."
     )
 
 
