@@ -150,14 +150,13 @@ def test_features_of_one_concept_are_removed_together(config, run):
     """Two that the word depends on, and one that it does not: joint and single effects, and the controls', are known."""
     one, two = KINDS["causal"][:2]
     label(run, {TRUTH.feature[one]: one, TRUTH.feature[two]: two, TRUTH.feature[KINDS["unread"][0]]: one})
-    few = {"min_texts": 4, "max_texts": 6}
-    ablate(config.model_copy(update={"ablate": config.ablate.model_copy(update=few)}), run, NAME)
+    ablate(config, run, NAME)
     (joint,) = pq.read_table(run / "causal" / NAME / "joint.parquet").to_pylist()
     assert joint["concept"] == one
     assert sorted(joint["features"]) == sorted([TRUTH.feature[one], TRUTH.feature[KINDS["unread"][0]]])
     assert joint["effect"] < -0.1
     assert joint["effect"] == pytest.approx(joint["sum_of_single"], rel=0.2)
-    assert len(joint["reference_effects"]) == len(joint["held_back_effects"]) == 5
+    assert len(joint["reference_effects"]) == len(joint["held_back_effects"]) == 4
     assert max(map(abs, joint["held_back_effects"])) < abs(joint["effect"])
     summary = tables(run)[2]
     assert summary["joint"]["concepts"] == 1

@@ -99,8 +99,7 @@ def _design(
     families = [concept.family for concept in material.concepts.concepts]
     concepts_C = np.unique(material.own_F)
     outside = dict(zip(concepts_C.tolist(), words_of(tree, families, concepts_C).outside, strict=True))
-    texts = (settings.min_texts, settings.max_texts)
-    groups = groups_of(read.firing, material.norms_L, material.own_F, outside, material.candidates_C, texts)
+    groups = groups_of(read.firing, material.norms_L, material.own_F, outside, material.candidates_C)
     return Design(
         read.texts,
         read.acts,

@@ -13,23 +13,34 @@ SLOTS = 2.5  # positions a removal unembeds
 SHARED = 0.22  # runs of controls a pair of feature and control and text, since features share them
 NEUTRAL = 13  # positions a latent and neutral text: it is silent in two of three, and 40 follow where it fires
 DENSE = 0.65  # projections a feature and text, since features of one concept share them
+GROUPS = 0.2  # concepts with several labelled features, a labelled feature
+CONCEPTS = 0.27  # concepts with any, a labelled feature
+STORY = 125  # tokens of a text with the prompt
 
 
-def estimate(settings: AblateConfig, features: int, above: int, block_flops: float, unembedding_flops: float) -> float:
-    """Floating-point operations of testing `features` labelled features.
+def estimate(
+    settings: AblateConfig, labelled: int, blocks: tuple[int, int], block_flops: float, unembedding_flops: float
+) -> float:
+    """Floating-point operations of testing `labelled` labelled features, or as many of them as are to be tested.
 
-    `above` counts the blocks above the hook; `block_flops` and `unembedding_flops` are those of one position (twice the
-    number of weights).
+    `blocks` are those up to the hook and above it; `block_flops` and `unembedding_flops` are those of one position (twice
+    the number of weights).
     """
     from sae_emotions.causal.collateral import CONTROLS
+    from sae_emotions.causal.joint import CONTROLS as CONTROL_GROUPS
+    from sae_emotions.causal.joint import TEXTS
 
+    below, above = blocks
+    features = min(labelled, settings.features or labelled)
     pairs = controls_each(settings.controls, features) * features
     removals = settings.max_texts * (
         features * (1 + DENSE) + min(settings.random_directions, features) + SHARED * pairs
     )
+    removals += GROUPS * labelled * TEXTS * (3 + CONTROL_GROUPS)  # members that are not run anyway: about two
     neutral = settings.neutral_texts * (features + CONTROLS) * NEUTRAL if features else 0
     ablation = removals * (POSITIONS * above * block_flops + SLOTS * unembedding_flops)
-    return ablation + neutral * (above * block_flops + unembedding_flops)
+    screened = settings.screen_texts * CONCEPTS * labelled * STORY * (below + 2 * above) * block_flops
+    return screened + ablation + neutral * (above * block_flops + unembedding_flops)
 
 
 def counted(unshared: float, whole: float, blocks: int, spent: dict[str, float]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 from sae_emotions.causal.controls import match
 from sae_emotions.causal.texts import Firing
 
-CONTROLS = 10  # control groups a concept: half of them are the reference
+TEXTS = 6  # texts a concept: each joint removal is a run of its own, which no other concept shares
+CONTROLS = 8  # control groups a concept: half of them are the reference
 SPARE = 6  # matched controls more than that a member, since the members of a control group must differ
 
 
@@ -27,7 +28,7 @@ class Group(NamedTuple):
     members_M: np.ndarray
     """places among the latents"""
     texts: np.ndarray
-    """the texts of the common pool in which they add most together"""
+    """the `TEXTS` texts of the common pool in which they add most together"""
     controls_KM: np.ndarray
     """places of the control groups' members, each matched with the feature of its column"""
 
@@ -38,23 +39,20 @@ def groups_of(
     own_F: np.ndarray,
     outside: dict[int, np.ndarray],
     candidates_C: np.ndarray,
-    texts: tuple[int, int],
 ) -> list[Group]:
     """One group for each concept with two or more labelled features that fire in the pool (the first of the L latents).
 
-    Its texts are the (at most `texts[1]`) texts in which the members add most; there is none where they fire in fewer than
-    `texts[0]`. A member is matched on those of them in which it fires.
+    There is none where they fire in fewer than `TEXTS` texts. A member is matched on those of them in which it fires.
     """
-    fewest, most = texts
     counted = Counter(own_F[firing.active_TL[:, : len(own_F)].any(0)].tolist())
     found = []
     for own in sorted(concept for concept, count in counted.items() if count > 1):
         members_M = np.flatnonzero((own_F == own) & firing.active_TL[:, : len(own_F)].any(0))
         added_T = (firing.amount_TL[:, members_M] * norms_L[members_M]).sum(1)
-        order = np.argsort(-added_T, kind="stable")[:most]
+        order = np.argsort(-added_T, kind="stable")[:TEXTS]
         chosen = np.sort(order[added_T[order] > 0])
         members_M = members_M[firing.active_TL[np.ix_(chosen, members_M)].any(0)]
-        if len(chosen) >= fewest and len(members_M) > 1:
+        if len(chosen) == TEXTS and len(members_M) > 1:
             controls_KM = _controls(firing, norms_L, members_M, chosen, candidates_C)
             found.append(Group(own, outside[own], members_M, chosen, controls_KM))
     return found
