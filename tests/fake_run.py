@@ -20,6 +20,7 @@ LONE = "hungry"
 FEATURES, WIDTH, PERMUTATIONS = 40, 16, 20
 FIRST, SECOND = "block2-topk-40", "block3-loaded"
 LABELLED = {3: "afraid", 5: "afraid", 8: "joyful", 13: "ill at ease", 21: "thrilled"}
+FAMILY = {13: "ill at ease, uneasy, tense …"}
 PLAIN_ONLY, CHOSEN_FOR_STARTLED, CAUSAL, UNTESTABLE = 30, 3, (3, 8), 21
 
 
@@ -98,6 +99,7 @@ def _feature_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "family": dict(names)[own],
         "label": label,
         "status": "labelled" if label else "plain only" if number == PLAIN_ONLY else "none",
+        **_grain(label, number),
         "screened": label is not None or number == PLAIN_ONLY,
         "auroc_selection": low + 0.1,
         "p_selection_first": p,
@@ -108,6 +110,8 @@ def _feature_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "p_second": p / 2,
         "p": p,
         "q": min(1.0, 4 * p) if label or number == PLAIN_ONLY else None,
+        "q_family": 0.01 if number in FAMILY else None,
+        "q_norm": None,
         # A cosine that could not be computed: readers must turn it into null.
         "cosine_dense": float("nan") if number == 0 else 0.3,
         "density": 0.01 * (number + 1),
@@ -118,6 +122,24 @@ def _feature_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "bottom_tokens": [" calm", " </td>"],
         "bottom_logits": [-2.0, -1.0],
     }
+
+
+def _grain(label: str | None, number: int) -> dict[str, Any]:
+    controls = ("named", "person", "length", "bag")
+    kind = "family" if number in FAMILY else "concept"
+    found: dict[str, Any] = {
+        "grain": kind,
+        "scope": FAMILY.get(number, label),
+        "auroc_scope": 0.77,
+        "p_within_family": 0.3 if number in FAMILY else 0.001,
+        "p_beyond_norms": 0.002 if number in FAMILY else None,
+        "given_grain": "concept",
+        "given_scope": label,
+        **{f"auroc_without_{name}": 0.75 for name in controls},
+        **{f"p_without_{name}": 0.001 for name in controls},
+        "explained_by": ["length"] if number in FAMILY else [],
+    }
+    return found if label else dict.fromkeys(found)
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

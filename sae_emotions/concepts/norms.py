@@ -72,7 +72,7 @@ def own_norms(source: str) -> Norms | None:
 
 def _parsed(name: str, text: str, columns: list[str]) -> Norms:
     first = text.partition("\n")[0]
-    delimiter = max("\t,;", key=first.count)
+    delimiter = "\t" if "\t" in first else max(",;", key=first.count)
     rows = list(csv.reader(text.splitlines(), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else 0))
     at = _columns(name, rows[0] if rows else [], columns)
     ratings: dict[str, dict[str, float]] = {dimension: {} for dimension in at if dimension != "word"}
@@ -93,9 +93,10 @@ def _columns(name: str, header: list[str], asked: list[str]) -> dict[str, int]:
     if asked:
         found = {}
         for key, column in zip(keys, asked, strict=False):
-            number = int(column) - 1 if column.isdigit() else -1
-            if column.casefold() in plain:
-                number = plain.index(column.casefold())
+            if column.isdigit():
+                number = int(column) - 1
+            else:
+                number = plain.index(column.casefold()) if column.casefold() in plain else -1
             if not 0 <= number < len(header):
                 raise UserError(f"The word ratings '{name}' have no column '{column}'; there are: {', '.join(header)}.")
             found[key] = number

@@ -60,17 +60,18 @@ def _ratings(found: dict[str, Any], name: str) -> str:
         if "left_out" in chosen:
             continue
         nulls, labelled = found["read_out"]["embedding-only null"], found["read_out"].get("labelled concepts", {})
-        rows = {_named(place): one for place, one in chosen["places"].items()}
-        rows["block chosen within the folds"] = chosen["place_chosen_within_folds"]
+        own = "vectors, "
+        rows = {place.removeprefix(own): one for place, one in chosen["places"].items() if place.startswith(own)}
+        rows |= {f"chosen within the folds: {group}": one for group, one in chosen["chosen_within_folds"].items()}
         for others in (nulls, labelled):
             rows |= others.get(name, {}).get(dimension, {}).get("places", {})
         leading = {
-            label: one["components_against_ratings"][name][dimension]
+            label.partition(", ")[0]: one["components_against_ratings"][name][dimension]
             for label, one in _arrangements(found)
             if "components_against_ratings" in one
         }
         for label, one in rows.items():
-            best = next((value for key, value in leading.items() if key.startswith(label)), {})
+            best: dict[str, Any] = leading.get(label, {})
             shown = f"{best['best_abs_r']:.3f} (component {best['best_component']})" if "best_abs_r" in best else "–"
             body.append([dimension, label, str(one["n"]), number(one["r"]), p_value(one["p"]), shown])
     if not body:

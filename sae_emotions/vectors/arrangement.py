@@ -120,15 +120,24 @@ def _against(scores_CK: np.ndarray, rating_C: np.ndarray, seed: int) -> dict[str
     return n | against(scores_CK[rated_C], rating_C[rated_C], seed)
 
 
-def read_out(places: dict[str, np.ndarray], what: Known, seed: int) -> dict[str, dict[str, Any]]:
+def read_out(
+    places: dict[str, np.ndarray], groups: dict[str, Sequence[str]], what: Known, seed: int
+) -> dict[str, dict[str, Any]]:
     """Ridge read-outs of every rating from each place's vectors: norms -> dimension -> figures."""
     found: dict[str, dict[str, Any]] = {}
     for name, rated in what.ratings.items():
         for dimension, rating_C in rated.items():
-            rated_C = ~np.isnan(rating_C)
-            if rated_C.sum() < FEWEST:
-                figures: dict[str, Any] = {"n": int(rated_C.sum()), "left_out": _FEW}
+            n = int((~np.isnan(rating_C)).sum())
+            if n < FEWEST:
+                figures: dict[str, Any] = {"n": n, "left_out": _FEW}
             else:
-                figures = readouts({p: x_CD[rated_C] for p, x_CD in places.items()}, rating_C[rated_C], seed)
+                others = {
+                    other: one[dimension]
+                    for other, one in what.ratings.items()
+                    if other != name
+                    and dimension in one
+                    and (~np.isnan(one[dimension]) & ~np.isnan(rating_C)).sum() >= FEWEST
+                }
+                figures = readouts(places, groups, rating_C, others, seed)
             found.setdefault(name, {})[dimension] = figures
     return found

@@ -37,6 +37,9 @@ from sae_emotions.vectors.reading import EMBEDDINGS, covariances, embeddings, sp
 from sae_emotions.vectors.recipe import NEUTRAL_SHARE, Vectors, concept_vectors, leading_components, within_topic
 from sae_emotions.vectors.words import own_word, word_embeddings, word_ids
 
+RECIPE, RAW = "vectors", "neutral components left in"
+DECODER, SAME = "decoder directions", "vectors of the same concepts"
+
 
 class Inputs(NamedTuple):
     """All that was asked for, read and checked."""
@@ -196,14 +199,15 @@ def _places(run: Path, asked: Inputs, model: Model, blocks: list[int]) -> Places
     register_T = np.array([text.register for text in texts])
     topic_T = [f"{text.cell}/{text.topic}" for text in texts]
     found = Places({}, {})
-    for place, x_TD in means.items():
+    for place in [*map(str, blocks), EMBEDDINGS]:
+        x_TD = means[place]
         axes_ND = leading_components(spread[place])
         one = concept_vectors(x_TD, concept_T, len(number), axes_ND)
         centred = concept_vectors(within_topic(x_TD, topic_T), concept_T, len(number), axes_ND)
         found.recipe[place] = one
         found.variants[place] = {
-            "vectors": one.vectors_CD,
-            "neutral components left in": one.raw_CD,
+            RECIPE: one.vectors_CD,
+            RAW: one.raw_CD,
             "each topic's mean taken out": centred.vectors_CD,
         }
         for register in concepts.registers:
@@ -243,8 +247,8 @@ def _features(
         "labelled_features": labelled.features,
         "labelled_concepts": len(some_L),
         "arrangements": {
-            "decoder directions": described(labelled.directions_LD, what.of(some_L), seed),
-            "vectors of the same concepts": described(same, what.of(some_L), seed),
+            DECODER: described(labelled.directions_LD, what.of(some_L), seed),
+            SAME: described(same, what.of(some_L), seed),
         },
         "batteries": {
             "decoder directions of chosen features": scored(asked.probes, directions, number, seed),
@@ -254,25 +258,27 @@ def _features(
 
 
 def _read_outs(places: Places, what: Known, labelled: Labelled | None, seed: int) -> dict[str, Any]:
-    """Cross-validated read-outs of the ratings; `block_chosen_within_folds` is the figure to quote."""
+    """Cross-validated read-outs of the ratings, from the vectors, from embeddings alone, and from labelled features."""
     say("vectors: ridge read-outs")
     blocks = [place for place in places.recipe if place != EMBEDDINGS]
+    kinds = [kind for kind in places.variants[blocks[0]] if kind != RAW]
+    made = {f"{kind}, block {place}": places.variants[place][kind] for kind in kinds for place in blocks}
+    groups: dict[str, Sequence[str]] = {
+        RECIPE: [f"{RECIPE}, block {place}" for place in blocks],
+        "any stories, any block": list(made),
+    }
     null = {
-        "story embeddings": places.variants[EMBEDDINGS]["vectors"],
+        "story embeddings": places.variants[EMBEDDINGS][RECIPE],
         "word embeddings": places.variants[EMBEDDINGS]["words"],
     }
     found: dict[str, Any] = {
-        kind: read_out({place: places.variants[place][kind] for place in blocks}, what, seed)
-        for kind in ("vectors", "each topic's mean taken out")
+        "vectors": read_out(made, groups, what, seed),
+        "embedding-only null": read_out(null, {"either": list(null)}, what, seed),
     }
-    found["embedding-only null"] = read_out(null, what, seed)
     if labelled is not None:
-        some_L = labelled.concept_L
-        both = {
-            "decoder directions": labelled.directions_LD,
-            "vectors of the same concepts": places.recipe[str(labelled.dictionary.block)].vectors_CD[some_L],
-        }
-        found["labelled concepts"] = read_out(both, what.of(some_L), seed)
+        some_L, place = labelled.concept_L, str(labelled.dictionary.block)
+        both = {DECODER: labelled.directions_LD, SAME: places.recipe[place].vectors_CD[some_L]}
+        found["labelled concepts"] = read_out(both, {DECODER: [DECODER]}, what.of(some_L), seed)
     return found
 
 
