@@ -204,6 +204,26 @@ def _examples(feature: dict[str, Any], rng: np.random.Generator) -> list[dict[st
     return found[::-1]
 
 
+JOINT = {
+    "concepts": 2,
+    "features": 5,
+    "tested": 2,
+    "confirmed": 1,
+    "control_groups_tested": 10,
+    "control_groups_confirmed": 0,
+    "median_effect": -0.12,
+    "median_sum_of_single": -0.1,
+    "p_joint_differs_from_sum": 0.031,
+    "beyond_sum": 2,
+}
+SCREEN = {
+    "features": 40,
+    "texts": 8,
+    "rank_agreement_same_texts": {"rho": 0.97, "low": 0.9, "high": 0.99, "pairs": 30},
+    "rank_agreement_held_out": {"rho": 0.61, "low": 0.2, "high": 0.8, "pairs": 30},
+}
+
+
 def _causal(folder: Path, rng: np.random.Generator) -> None:
     rows = [
         _effect(number, concept, *one)
@@ -214,7 +234,10 @@ def _causal(folder: Path, rng: np.random.Generator) -> None:
     write_table(folder / "effects.parquet", "effects", _columns(rows))
     write_table(folder / "verdicts.parquet", "verdicts", _columns([_verdict(*one) for one in LABELLED.items()]))
     counts = {"tested": 4, "confirmed": 2, "not_testable": 1, "controls_tested": 16, "controls_confirmed": 0}
-    write_json(folder / "summary.json", counts | {"rule": "z against held-back controls; Benjamini-Hochberg at 5 %"})
+    more = {"joint": JOINT, "screen": SCREEN, "times_fewer_than_full_forwards": 14.2}
+    write_json(
+        folder / "summary.json", counts | more | {"rule": "z against held-back controls; Benjamini-Hochberg at 5 %"}
+    )
 
 
 def _interventions(number: int, rng: np.random.Generator) -> list[tuple[str, int | None, str | None, float]]:
@@ -237,8 +260,8 @@ def _effect(number: int, concept: str, kind: str, control: int | None, half: str
 
 
 def _verdict(number: int, concept: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"feature": number, "concept": concept}
     z = _z(number)
+    row: dict[str, Any] = {"feature": number, "concept": concept, "first_order": 0.01 * z, "first_order_score": 0.3 * z}
     numbers: dict[str, Any] = {"effect": 0.02 * z, "z": z, "p": 1e-3, "q": 4e-3, "rank": 1}
     numbers |= {"dense_effect": -0.5, "dense_p": 1e-3, "kl": 2e-4, "kl_flag": False}
     if number == UNTESTABLE:

@@ -19,7 +19,7 @@ from sae_emotions.report.report import report
 from sae_emotions.report.table import final_table
 from sae_emotions.run_folder import config_of
 from sae_emotions.schema import read_table, write_table
-from tests.fake_run import CELLS, FAMILY, FIRST, LABELLED, SECOND, fake_run
+from tests.fake_run import CELLS, FAMILY, FIRST, JOINT, LABELLED, SCREEN, SECOND, fake_run
 
 
 class Page(HTMLParser):
@@ -104,6 +104,9 @@ def test_the_summary_has_the_tables_numbers(folder, page):
         "controls_tested": 16,
         "controls_confirmed": 0,
         "below_most_controls": 0.5,  # the two that are causal, at z -9
+        "joint": JOINT,
+        "screen": SCREEN,
+        "times_fewer_than_full_forwards": 14.2,
     }
     assert second["causal"] is None and second["name"] == SECOND and second["block"] == 3
     assert {key: first[key] for key in ("d_sae", "l0", "fvu", "dead", "ce_recovered")} == {
@@ -158,6 +161,9 @@ def test_the_page_tells_the_story(page):
         "the dense vector (difference of means) reaches",
         "it does better than the single feature everywhere",
         "2 features are causal",
+        "For 2 concepts all labelled features (2.5 on average) were removed at once: 1 joint removal is causal",
+        "0.97 on the same texts (95% interval 0.90 to 0.99), and 0.61 (0.20 to 0.80) from selection texts",
+        "14.2 times fewer block-token products",
         "0 of 16 matched controls",
         "The causal stage was not run for this dictionary",
         "A feature stays if both registers agree.",

@@ -244,6 +244,40 @@ def causal(found: Causal) -> list[str]:
         lines.append(
             f"{count(flagged, 'feature disturbs', 'features disturb')} neutral text more than 95% of the controls do."
         )
+    return lines + _together(found) + _screen(found)
+
+
+def _together(found: Causal) -> list[str]:
+    """All features of a concept at once."""
+    joint = found.summary.get("joint") or {}
+    if not joint.get("tested"):
+        return []
+    return [
+        f"For {count(joint['tested'], 'concept')} all labelled features ({joint['features'] / joint['concepts']:.1f} on "
+        f"average) were removed at once: {count(joint['confirmed'], 'joint removal is', 'joint removals are')} causal, and "
+        f"{joint['control_groups_confirmed']:,} of {joint['control_groups_tested']:,} matched control groups would be. The "
+        f"median joint effect is {signed(joint['median_effect'])} nats, the median sum of single effects "
+        f"{signed(joint['median_sum_of_single'])} (they differ with p = {joint['p_joint_differs_from_sum']:.2g}, Wilcoxon)."
+    ]
+
+
+def _screen(found: Causal) -> list[str]:
+    """How well first-order attribution foretells the test, and what the test cost."""
+    lines = []
+    screen, fewer = found.summary.get("screen") or {}, found.summary.get("times_fewer_than_full_forwards")
+    same, ahead = screen.get("rank_agreement_same_texts") or {}, screen.get("rank_agreement_held_out") or {}
+    if same.get("rho") is not None and ahead.get("rho") is not None:
+        lines.append(
+            f"All {screen['features']:,} features were screened by first-order attribution on {screen['texts']:,} selection "
+            f"texts. Its rank agreement with the exact effect is {same['rho']:.2f} on the same texts (95% interval "
+            f"{same['low']:.2f} to {same['high']:.2f}), and {ahead['rho']:.2f} ({ahead['low']:.2f} to {ahead['high']:.2f}) from "
+            "selection texts to held-out ones."
+        )
+    if fewer:
+        lines.append(
+            f"All this took {fewer:.1f} times fewer block-token products than one whole forward pass for each feature, "
+            "intervention and text."
+        )
     return lines
 
 

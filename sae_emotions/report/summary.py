@@ -78,6 +78,9 @@ def causal_numbers(causal: Causal) -> dict[str, Any]:
         "controls_tested": causal.summary.get("controls_tested", len(causal.z["control"])),
         "controls_confirmed": causal.summary.get("controls_confirmed"),
         "below_most_controls": below_most(causal.z["feature"], causal.z["control"]),
+        "joint": causal.summary.get("joint"),
+        "screen": causal.summary.get("screen"),
+        "times_fewer_than_full_forwards": causal.summary.get("times_fewer_than_full_forwards"),
     }
 
 
