@@ -56,7 +56,7 @@ def test_first_order_effects_of_small_removals_are_exact(upper):  # noqa: F811
     both = [continuation_asked(ids, mine, 1.0), continuation_asked(ids, other, -1.0)]
     for asked, reached in ((both, None), ([reading_asked(ids, mine, contrast_D)], 2)):
         grads = [slope for _, slope in slopes(upper, asked, SPECIAL, reached)]
-        slope = grads[0]._replace(grad_SD=sum(one.grad_SD for one in grads))
+        slope = grads[0]._replace(grad_SD=torch.stack([one.grad_SD for one in grads]).sum(0))
         seen = attribution(found, slope)
         late = attribution(found, slope.where(slope.at_S >= 3))
         keep_S = torch.arange(6) >= 3

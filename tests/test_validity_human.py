@@ -36,7 +36,12 @@ def asked(planted, tmp_path) -> Asked:
         (data / name).mkdir(parents=True)
         rows = [{"text": " ".join(FILLER[n : n + 7]), "mood": n % 2} for n in range(120)]
         (data / name / "rows.json").write_text(json.dumps(rows))
-        mapping = {"name": name, "files": ["rows.json"], "split": {"hash": None, "test": 0.5}, "format": "json"}
+        mapping: dict[str, object] = {
+            "name": name,
+            "files": ["rows.json"],
+            "split": {"hash": None, "test": 0.5},
+            "format": "json",
+        }
         mapping |= {"kind": "classes", "labels": {"columns": {"odd": "mood"}}}
         (data / name / "mapping.yaml").write_text(yaml.safe_dump(mapping))
     return Asked(run, "planted", data)

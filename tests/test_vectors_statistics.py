@@ -16,9 +16,10 @@ from sae_emotions.concepts.probes import (
     Scenario,
     Speaker,
 )
+from sae_emotions.label.probes import leading_components
 from sae_emotions.vectors import batteries as scores
 from sae_emotions.vectors import geometry, readout
-from sae_emotions.vectors.recipe import concept_vectors, leading_components, unit, within_topic, without
+from sae_emotions.vectors.recipe import concept_vectors, unit, within_topic, without
 from sae_emotions.vectors.words import own_word
 
 CONCEPTS, WIDTH, CLUSTERS = 40, 24, 5

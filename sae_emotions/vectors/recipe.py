@@ -1,6 +1,6 @@
 """The paper's recipe for one vector a concept, and what stands beside it.
 
-"Emotion Concepts and their Function in a Large Language Model" (Anthropic, 2026): a concept's mean over its stories, less
+The paper is the one that the README names (Anthropic, 2026): a concept's mean over its stories, less
 the mean over all concepts, less what lies along the leading principal components of neutral text, as many as carry half
 of its variance. There the first 50 tokens of a story are left out; here `skip_tokens`, for our stories are short.
 Shapes: T texts, C concepts, D residual width, N components.
@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-NEUTRAL_SHARE = 0.5
-"""Share of the neutral text's variance that is projected out."""
 
 
 class Vectors(NamedTuple):
@@ -35,16 +32,6 @@ class Vectors(NamedTuple):
 def unit(x_XD: np.ndarray) -> np.ndarray:
     """Rows at length one; a row of zeros stays."""
     return np.asarray(x_XD / np.maximum(np.linalg.norm(x_XD, axis=1, keepdims=True), 1e-12))
-
-
-def leading_components(covariance_DD: np.ndarray, share: float = NEUTRAL_SHARE) -> np.ndarray:
-    """The fewest principal components that together carry at least `share` of the variance. (N, D), orthonormal."""
-    values_D, axes_DD = np.linalg.eigh(covariance_DD)
-    values_D, axes_DD = np.maximum(values_D[::-1], 0), axes_DD[:, ::-1]
-    if values_D.sum() <= 0:
-        return np.zeros((0, len(values_D)))
-    carried_D = np.cumsum(values_D) / values_D.sum()
-    return np.ascontiguousarray(axes_DD[:, : int(np.searchsorted(carried_D, share - 1e-12)) + 1].T)
 
 
 def without(x_XD: np.ndarray, axes_ND: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from sae_emotions.concepts.probes import Probes, load_probes
 from sae_emotions.config import RunConfig, config_hash
 from sae_emotions.errors import UserError
 from sae_emotions.label.lens import logit_lens, read_unembedding, read_vocabulary
+from sae_emotions.label.probes import NEUTRAL_SHARE, leading_components
 from sae_emotions.progress import Progress, say
 from sae_emotions.run_folder import config_of, is_done
 from sae_emotions.schema import write_table
@@ -34,7 +35,7 @@ from sae_emotions.vectors.features import Labelled, read_labelled
 from sae_emotions.vectors.geometry import COMPONENTS, components, likeness
 from sae_emotions.vectors.prompts import Plan, batteries, plan
 from sae_emotions.vectors.reading import EMBEDDINGS, covariances, embeddings, span_means, story_means, views
-from sae_emotions.vectors.recipe import NEUTRAL_SHARE, Vectors, concept_vectors, leading_components, within_topic
+from sae_emotions.vectors.recipe import Vectors, concept_vectors, within_topic
 from sae_emotions.vectors.words import own_word, word_embeddings, word_ids
 
 RECIPE, RAW = "vectors", "neutral components left in"
