@@ -9,6 +9,7 @@ from sae_emotions.concepts.concept_set import Concept, ConceptSet, ConceptText
 from sae_emotions.config import LabelConfig
 from sae_emotions.label.exact import exact_p, topic_distributions
 from sae_emotions.label.interval import mean_auroc
+from sae_emotions.label.labelling import labelling, readings
 from sae_emotions.label.layout import Layout, layout
 from sae_emotions.label.power import (
     Found,
@@ -110,10 +111,14 @@ def test_planting_keeps_each_topics_values_and_hits_the_auroc(found: Layout, act
 
 
 def test_the_rules_power_rises_from_nothing_to_all(found: Layout, acts: np.ndarray) -> None:
+    settings = LabelConfig(screen_product=1e-5)
+    resid_TD = np.random.default_rng(5).standard_normal((len(found.text_ids), 6))
+    real = labelling(found, resid_TD, np.eye(6), settings.model_copy(update={"own": 1.0}))
+
     def rule(acts_TF: np.ndarray) -> Found:
-        settings = LabelConfig(screen_product=1e-5)
-        (outcome,) = decide(doubled_midranks(acts_TF, found.panels), [found], settings)
-        return Found(outcome.screened_F, outcome.labelled_F, outcome.choice.concept_F)
+        read = readings(doubled_midranks(acts_TF, found.panels), found)
+        concept = decide(read, [real], (), settings)[0].concept
+        return Found(concept.screened_F, concept.q_F <= settings.q, concept.screened_F, concept.which_F)
 
     ranks_TF, levels = doubled_midranks(acts, found.panels), (0.5, 0.7, 0.8, 0.9, 0.96)
     given = acts, ranks_TF, found, np.arange(150), levels, 8, 2, rule
@@ -134,7 +139,7 @@ def test_a_feature_that_is_too_sparse_is_counted_not_planted(found: Layout) -> N
 
     def rule(acts_TF: np.ndarray) -> Found:
         none_F = np.zeros(3, bool)
-        return Found(none_F, none_F, np.zeros(3, int))
+        return Found(none_F, none_F, none_F, np.zeros(3, int))
 
     power = rule_power(acts, doubled_midranks(acts, found.panels), found, np.arange(3), (0.8,), 2, 1, rule, 0)
     assert power["share_of_hosts_too_sparse"] == 1

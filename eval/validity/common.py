@@ -1,11 +1,11 @@
 """What sections on nulls, stability and power share: a labelling in numbers, and runs that are derived from a run."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sae_emotions.concepts.concept_set import ConceptSet
 from sae_emotions.config import RunConfig, config_hash, parse_config
 from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.label.agreement import Labelling
@@ -19,6 +19,11 @@ def derived(config: RunConfig, **changes: Any) -> RunConfig:
     for key, value in changes.items():
         data[key] = data[key] | value if isinstance(value, dict) else value
     return parse_config(data, "the derived config")
+
+
+def with_few_permutations(config: RunConfig) -> RunConfig:
+    """The same config with as few permutations of the labels as are allowed: here they are beside the point."""
+    return derived(config, label={"permutations": 20})
 
 
 def linked(folder: Path, activations: Path) -> Path:
@@ -51,17 +56,12 @@ def figures(measured: Measured, config: RunConfig) -> dict[str, Any]:
     return {
         "features": len(outcome.labelled_F),
         "concepts": len(outcome.confirmed_C),
-        "screened_features": int(outcome.screened_F.sum()),
+        "screened_features": int(outcome.concept.screened_F.sum()),
         "labelled_features": len(labelled),
+        "grain": dict(sorted(Counter(measured.grain.kind_P).items())),
         "labelled_features_with_permuted_labels": measured.null["mean_labelled_features"],
         "labelled_concepts": len(np.unique(outcome.choice.concept_F[labelled])),
         "confirmed_concepts": int(outcome.confirmed_C.sum()),
         "confirmed_concepts_with_permuted_labels": measured.null["mean_confirmed_concepts"],
         "held_out": held_out_means(measured, config.label, config.seed) | {"auroc_by_chance": 0.5},
     }
-
-
-def family_numbers(concepts: ConceptSet) -> np.ndarray:
-    """Number of each concept's family; -1 where it has none. (C,)"""
-    names = sorted({one.family for one in concepts.concepts if one.family})
-    return np.array([names.index(one.family) if one.family else -1 for one in concepts.concepts])

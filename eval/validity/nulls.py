@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eval.validity.asked import Asked
-from eval.validity.common import derived, figures, look
+from eval.validity.common import derived, figures, look, with_few_permutations
 from sae_emotions.artefact import read_json
 from sae_emotions.concepts.concept_set import ConceptSet, load_concepts, some_concepts
 from sae_emotions.concepts.folder import save_folder
@@ -42,7 +42,7 @@ def measured(asked: Asked) -> dict[str, Any]:
     plan = read_json(asked.run / "activations" / "text" / "plan.json")
     one = twin(config, asked.run, asked.dictionary, name="trained")
     small = derived(
-        config,
+        with_few_permutations(config),
         text={"tokens": min(TEXT_TOKENS, plan["tokens"]), "tokens_in_float32": None},
         concepts=str(work / "concepts"),
         harvest={"blocks": [one.block]},

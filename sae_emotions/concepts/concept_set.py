@@ -5,6 +5,7 @@ out the others.
 """
 
 from collections.abc import Collection
+from itertools import compress
 from pathlib import Path
 
 from sae_emotions.concepts.builtin import BUILT_IN, load_builtin
@@ -51,10 +52,12 @@ def concept_named(concepts: ConceptSet, word: str) -> Concept:
 
 def some_concepts(concepts: ConceptSet, names: Collection[str]) -> ConceptSet:
     """The set with the concepts in `names` and their texts alone. Raises `UserError` where too few are left to compare."""
+    here = [one.name in names for one in concepts.concepts]
     kept = concepts._replace(
         name=f"{concepts.name}, {len(names)} concepts",
-        concepts=tuple(one for one in concepts.concepts if one.name in names),
+        concepts=tuple(compress(concepts.concepts, here)),
         texts=tuple(text for text in concepts.texts if text.concept in names),
+        norms=tuple(norm._replace(values=tuple(compress(norm.values, here))) for norm in concepts.norms),
         sha256="",
     )
     return checked(kept._replace(sha256=content_hash(kept)), kept.name)

@@ -20,7 +20,7 @@ class Labelling(NamedTuple):
     directions_FD: np.ndarray
     """decoder directions, of any norm"""
     concept_F: np.ndarray
-    """number of the concept that a feature is labelled with, -1 where it is not labelled"""
+    """number of a labelled feature's concept, be its label that word or something wider; -1 where it is not labelled"""
     confirmed_C: np.ndarray
     """whether the concept's one chosen feature is confirmed"""
     auroc_C: np.ndarray
@@ -49,7 +49,7 @@ def cosines(first_FD: np.ndarray, second_GD: np.ndarray) -> np.ndarray:
 def agreement(first: Labelling, second: Labelling, seed: int, families_C: np.ndarray | None = None) -> dict[str, Any]:
     """How much of `first` is found again in `second`; both label the same concepts by the same texts.
 
-    `families_C` (numbers, -1: none) adds how often a partner reads another concept of the same family. JSON-able; None
+    `families_C` (each concept's family) adds how often a partner reads another concept of the same family. JSON-able; None
     stands for a share of nothing.
     """
     return {
@@ -148,8 +148,7 @@ def _partners_labels(first: Labelling, second: Labelling, families_C: np.ndarray
     }
     if families_C is None:
         return found
-    kin_LC = (families_C[own][:, None] == families_C) & (families_C[own][:, None] >= 0)
-    kin_LC[np.arange(len(own)), own] = True
+    kin_LC = families_C[own][:, None] == families_C
     kept = np.flatnonzero(theirs >= 0)
     return found | {
         "share_of_labelled_in_the_same_family": _share(kin_LC[kept, theirs[kept]].sum(), len(kept)),
