@@ -17,7 +17,7 @@ from sae_emotions.harvest.harvest import ShardRows, shard_rows
 from sae_emotions.harvest.plan import special_ids
 from sae_emotions.harvest.readers import Reading
 from sae_emotions.harvest.rows import Rows, open_rows, read_documents
-from sae_emotions.label.means import residual_means
+from sae_emotions.label.means import residual_means, rows_to_read
 from sae_emotions.progress import Progress
 from sae_emotions.sources.models import Model
 
@@ -163,7 +163,8 @@ def story_means(
     stores: dict[str, Any] = {str(block): there[str(block)] for block in stored}
     stores[EMBEDDINGS] = TokenRows(next(iter(there.values())), embeddings(model))
     found: dict[str, np.ndarray] = {}
-    with Progress("vectors: stories", len(stores) * len(stores[EMBEDDINGS]), "rows") as progress:
+    each = rows_to_read(stores[EMBEDDINGS], keys, names, skip_tokens)
+    with Progress("vectors: stories", len(stores) * each, "rows") as progress:
         for name, rows in stores.items():
             found[name] = residual_means(rows, keys, names, skip_tokens, progress.advance)
     if others := [block for block in blocks if block not in stored]:
