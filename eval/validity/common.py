@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from sae_emotions.concepts.concept_set import ConceptSet
 from sae_emotions.config import LabelConfig, RunConfig, config_hash, parse_config
 from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.label.agreement import Labels
@@ -65,9 +64,3 @@ def figures(measured: Measured, config: RunConfig) -> dict[str, Any]:
         "confirmed_concepts_with_permuted_labels": measured.null["mean_confirmed_concepts"],
         "held_out": held_out_means(measured, config.label, config.seed) | {"auroc_by_chance": 0.5},
     }
-
-
-def family_numbers(concepts: ConceptSet) -> np.ndarray:
-    """Number of each concept's family; -1 where it has none. (C,)"""
-    names = sorted({one.family for one in concepts.concepts if one.family})
-    return np.array([names.index(one.family) if one.family else -1 for one in concepts.concepts])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.validity.asked import Asked
-from eval.validity.common import derived, family_numbers, few_permutations, labels_of, linked, look
+from eval.validity.common import derived, few_permutations, labels_of, linked, look
 from sae_emotions.concepts.concept_set import ConceptSet, load_concepts
 from sae_emotions.config import RunConfig
 from sae_emotions.dictionary.encode import load_dictionary
@@ -21,6 +21,7 @@ from sae_emotions.harvest.part import write_part
 from sae_emotions.harvest.rows import read_documents
 from sae_emotions.label.agreement import Labels, agreement
 from sae_emotions.label.choose import topic_folds
+from sae_emotions.label.families import given_families
 from sae_emotions.label.label import concept_means
 from sae_emotions.label.layout import Layout, layout, part
 from sae_emotions.label.means import StoryMeans
@@ -32,7 +33,7 @@ def measured(asked: Asked) -> dict[str, Any]:
     """Three comparisons of two labellings each; see `label.agreement` for the figures and their chance levels."""
     config, work = config_of(asked.run), asked.run / "validity" / "stability" / asked.dictionary
     concepts = load_concepts(config.concepts)
-    found, families_C = layout(concepts), family_numbers(concepts)
+    found, families_C = layout(concepts), given_families(concepts.concepts).of_C
 
     def told(folder: Path, name: str) -> tuple[Labels, StoryMeans]:
         dictionary = load_dictionary(folder, name)
