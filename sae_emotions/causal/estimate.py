@@ -28,7 +28,7 @@ def estimate(
     """
     from sae_emotions.causal.collateral import CONTROLS
     from sae_emotions.causal.joint import CONTROLS as CONTROL_GROUPS
-    from sae_emotions.causal.joint import TEXTS
+    from sae_emotions.causal.joint import MOST, TEXTS
 
     below, above = blocks
     features = min(labelled, settings.features or labelled)
@@ -36,7 +36,9 @@ def estimate(
     removals = settings.max_texts * (
         features * (1 + DENSE) + min(settings.random_directions, features) + SHARED * pairs
     )
-    removals += GROUPS * labelled * TEXTS * (3 + CONTROL_GROUPS)  # members that are not run anyway: about two
+    removals += (
+        min(MOST, GROUPS * labelled) * TEXTS * (3 + CONTROL_GROUPS)
+    )  # members that are not run anyway: about two
     neutral = settings.neutral_texts * (features + CONTROLS) * NEUTRAL if features else 0
     ablation = removals * (POSITIONS * above * block_flops + SLOTS * unembedding_flops)
     screened = settings.screen_texts * CONCEPTS * labelled * STORY * (below + 2 * above) * block_flops

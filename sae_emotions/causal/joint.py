@@ -14,6 +14,7 @@ from sae_emotions.causal.controls import match
 from sae_emotions.causal.texts import Firing
 
 TEXTS = 6  # texts a concept: each joint removal is a run of its own, which no other concept shares
+MOST = 40  # concepts, those with the most labelled features, for the same reason
 CONTROLS = 8  # control groups a concept: half of them are the reference
 SPARE = 6  # matched controls more than that a member, since the members of a control group must differ
 
@@ -40,13 +41,14 @@ def groups_of(
     outside: dict[int, np.ndarray],
     candidates_C: np.ndarray,
 ) -> list[Group]:
-    """One group for each concept with two or more labelled features that fire in the pool (the first of the L latents).
+    """One group for each concept with two or more labelled features that fire in the pool, the `MOST` with the most of them.
 
     There is none where they fire in fewer than `TEXTS` texts. A member is matched on those of them in which it fires.
     """
     counted = Counter(own_F[firing.active_TL[:, : len(own_F)].any(0)].tolist())
     found = []
-    for own in sorted(concept for concept, count in counted.items() if count > 1):
+    several = [concept for concept, count in sorted(counted.items(), key=lambda one: (-one[1], one[0])) if count > 1]
+    for own in sorted(several[:MOST]):
         members_M = np.flatnonzero((own_F == own) & firing.active_TL[:, : len(own_F)].any(0))
         added_T = (firing.amount_TL[:, members_M] * norms_L[members_M]).sum(1)
         order = np.argsort(-added_T, kind="stable")[:TEXTS]
