@@ -142,12 +142,15 @@ def _mean_strength(kind: str, scores_TL: np.ndarray, labels_TL: np.ndarray) -> f
 
 
 def word_views(texts: Sequence[str], train_T: np.ndarray) -> dict[str, Any]:
-    """TF-IDF of single words, and of words and pairs of them, as the training texts weigh them."""
+    """TF-IDF of single words, and of words and pairs of them, that stand in at least two training texts, as these weigh them."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     some = [text for text, train in zip(texts, train_T, strict=True) if train]
     views = {"words": (1, 1), "words and pairs": (1, 2)}
     return {
-        name: TfidfVectorizer(sublinear_tf=True, ngram_range=span, dtype=np.float32).fit(some).transform(texts).tocsr()
+        name: TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=span, dtype=np.float32)
+        .fit(some)
+        .transform(texts)
+        .tocsr()
         for name, span in views.items()
     }

@@ -71,7 +71,7 @@ def measure(rows: Rows, pooled: Pooled, labels: Labels, words: dict[str, Words],
     chosen, choices = _chosen(rows, pooled, seed)
     found |= chosen
     if len(rows.whole_texts) > (~rows.test_T).sum():
-        found["tfidf_whole_training_split"] = _whole_split(rows, seed)
+        found["tfidf_whole_training_split"] = _whole_split(rows, choices[BASELINE].view, seed)
     found |= _permuted(rows, pooled, choices, seed)
     values_TL = rows.values_TL[rows.test_T]
     resampled = {name: _resampled(rows.kind, one, values_TL, seed) for name, one in found.items()}
@@ -173,13 +173,13 @@ def _fitted(rows: Rows, views: dict[str, Any], fit: Fit, choice: Choice) -> Scor
     return Scored(scorer(values_TX[test]), np.arange(len(rows.labels)), about)
 
 
-def _whole_split(rows: Rows, seed: int) -> Scored:
-    """TF-IDF fitted on the table's whole training split, of which the other methods see a sample."""
+def _whole_split(rows: Rows, view: str, seed: int) -> Scored:
+    """TF-IDF (the sample's view) on the table's whole training split, of which the other methods see a sample."""
     texts = [*rows.whole_texts, *(text for text, test in zip(rows.texts, rows.test_T, strict=True) if test)]
     test_T = np.arange(len(texts)) >= len(rows.whole_texts)
     values_TL = np.concatenate([rows.whole_TL, rows.values_TL[rows.test_T]])
     whole = rows._replace(texts=texts, test_T=test_T, values_TL=values_TL, group_T=np.arange(len(texts)))
-    views = word_views(texts, ~test_T)
+    views = {view: word_views(texts, ~test_T)[view]}
     found = _fitted(whole, views, _WORDS, _best(_choices(whole, views, _WORDS, seed)))
     return found._replace(about=found.about | {"train_rows": len(rows.whole_texts)})
 
