@@ -164,10 +164,8 @@ def rule_in_words(settings: LabelConfig, registers: tuple[str, str]) -> dict[str
         "rule": [
             f"Per text and feature: the mean activation over tokens after the first {settings.skip_tokens}.",
             "AUROC within topic, averaged over topics; p exact and one-sided, from the summed midrank over topics.",
-            "Strength: the posterior mean of the AUROC of both registers under a normal prior in which concepts with similar "
-            f"difference-of-means vectors are alike (own {settings.own:g}, apart {settings.apart:g}).",
-            "A feature's concept is the one of greatest strength; its family and its end of a norm have the greatest sum of both "
-            "registers' standardised rank statistic on the selection set.",
+            "A feature's concept has the highest sum of both registers' AUROC on the selection set; its family and its end of a "
+            "norm have the greatest sum of both registers' standardised rank statistic.",
             f"Screened, each of the three: both registers' selection p below {settings.screen_p:g}, their product below "
             f"{settings.screen_product:g}.",
             f"Held-out p: the larger of the {first} and the {second} register's, each over all its cells together.",
@@ -177,7 +175,9 @@ def rule_in_words(settings: LabelConfig, registers: tuple[str, str]) -> dict[str
             "family, if it stands above what the norms predict; else the norm.",
             f"'{first} only' or '{second} only': screened for a concept, not labelled, and Benjamini-Hochberg over the "
             "screened passes in that register alone and not in the other.",
-            "A concept's feature is the one of greatest strength; the concept is confirmed if Benjamini-Hochberg q over all "
+            "A concept's feature has the greatest strength: the posterior mean of the AUROC of both registers under a normal "
+            "prior in which concepts with similar difference-of-means vectors are alike "
+            f"(own {settings.own:g}, apart {settings.apart:g}). The concept is confirmed if Benjamini-Hochberg q over all "
             f"concepts of the same held-out p is at most {settings.q:g}.",
             "Controls: the label's held-out p with the words named, first-person narration, length and a bag of words' score "
             "each taken out of the ranks within topic.",

@@ -2,7 +2,7 @@
 
 Shapes: F features, C concepts, P pairs, L weightings of the concepts, K labellings (0 is the real one), 2: registers.
 
-1. For every feature the selection set names one concept (the greatest strength, see strength.py), one family and one end of a
+1. For every feature the selection set names one concept (the highest sum of both registers' AUROC), one family and one end of a
    norm (the greatest sum of both registers' standardised statistic, see linear.py). Each of the three is screened: both
    registers' selection p below `screen_p`, their product below `screen_product`.
 2. The held-out p of what was screened is the larger of the two registers'. Benjamini-Hochberg over all that was screened,
@@ -10,8 +10,8 @@ Shapes: F features, C concepts, P pairs, L weightings of the concepts, K labelli
    says is decided by grain.py.
 3. A feature that was screened for a concept and is not labelled is "<register> only" if, with Benjamini-Hochberg over the
    screened within each register alone, its q is at most the rate in that register and above it in the other.
-4. A concept's feature is the one of greatest strength. It gets the same held-out p; Benjamini-Hochberg over all concepts gives
-   the confirmed concepts.
+4. A concept's feature is the one of greatest strength (see strength.py). It gets the same held-out p; Benjamini-Hochberg over all
+   concepts gives the confirmed concepts.
 """
 
 from collections.abc import Sequence
@@ -72,12 +72,14 @@ class Outcome(NamedTuple):
 
 
 def choose(totals: Sequence[Sums], moments: Sequence[Ranked], near: Neighbours, apart: float) -> Choice:
-    """Each feature's concept and each concept's feature, by strength in both registers' selection panels."""
+    """Each feature's concept by AUROC, and each concept's feature by strength, in both registers' selection panels."""
     first_CF, second_CF = (mean_auroc(total, len(near.eigen_C)) for total in totals)
     noise_2F = np.stack([_noise(total, moment) for total, moment in zip(totals, moments, strict=True)])
     strength_CF = strength(first_CF, second_CF, noise_2F, near, apart)
     mean_CF = (first_CF + second_CF) / 2
-    concept_F, feature_C = strength_CF.argmax(0), strength_CF.argmax(1)
+    # By cross-validation neighbours help to find a concept's feature. A feature's concept they do not: they hide one that reads
+    # a single word.
+    concept_F, feature_C = mean_CF.argmax(0), strength_CF.argmax(1)
     all_F, all_C = np.arange(len(concept_F)), np.arange(len(feature_C))
     return Choice(concept_F, mean_CF[concept_F, all_F], feature_C, mean_CF[all_C, feature_C])
 
