@@ -12,7 +12,7 @@ from sae_emotions.artefact import read_json
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import RunConfig, parse_config
 from sae_emotions.dictionary.data import order, prefetched, shuffled, training_rows
-from sae_emotions.dictionary.encode import load_dictionary
+from sae_emotions.dictionary.encode import load_dictionary, randomised
 from sae_emotions.dictionary.train import named, splice_quality, train
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.harvest import harvest
@@ -124,6 +124,27 @@ def test_every_architecture_trains_saves_and_reloads_the_same(
     assert torch.allclose(ours, theirs, atol=1e-5)
     if "topk" in architecture:
         assert abs(quality["l0"] - 4) < 0.4
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])
+def test_a_random_dictionary_has_the_shape_and_nothing_learnt(
+    data: dict[str, Any], run: Path, architecture: str
+) -> None:
+    train(config_for(data, architecture=architecture, name=f"r-{architecture}"), run, f"r-{architecture}")
+    learnt = load_dictionary(run, f"r-{architecture}")
+    before = learnt.W_dec_FD.clone()
+    centre = np.linspace(0, 1, learnt.d_in, dtype=np.float32)
+    first, again, other = (randomised(learnt, centre, seed) for seed in (0, 0, 1))
+    torch.testing.assert_close(learnt.W_dec_FD, before)
+    torch.testing.assert_close(first.W_dec_FD, again.W_dec_FD)
+    torch.testing.assert_close(first.W_dec_FD.norm(dim=1), before.norm(dim=1))
+    assert not torch.allclose(first.W_dec_FD, other.W_dec_FD)
+    cosine = torch.nn.functional.cosine_similarity(first.W_dec_FD, before, dim=1)
+    assert cosine.abs().mean() < 0.3
+    np.testing.assert_allclose(first.b_dec_D.numpy(), centre)
+    x = torch.randn(40, learnt.d_in, generator=torch.Generator().manual_seed(0)) + first.b_dec_D
+    acts = first.features(x)
+    assert acts.shape == (40, learnt.d_sae) and (acts > 0).any()
 
 
 def test_training_lowers_the_error(data: dict[str, Any], run: Path) -> None:

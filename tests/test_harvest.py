@@ -96,6 +96,21 @@ def test_rows_are_the_residual_after_the_block(model: Model) -> None:
     assert torch.equal(read_blocks(model.model, ids, (1, 2))[1], everything[2])
 
 
+def test_the_concept_texts_embeddings_lie_beside_the_rows(config: RunConfig, model: Model, run: Path) -> None:
+    found = mapped(run / "embedding.safetensors")
+    used = open_rows(run / "activations" / "concepts", config.harvest.blocks[0]).token_N
+    assert set(used.tolist()) <= set(found["token"].tolist())
+    everything = model.model.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(found["W_E"], everything[found["token"]])
+
+
+def test_an_earlier_harvest_is_given_its_embeddings(config: RunConfig, run: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(run, tmp_path / "older")
+    (older / "embedding.safetensors").unlink()
+    harvest(config, older)
+    assert contents(older) == contents(run)
+
+
 def test_the_forward_pass_stops_at_the_deepest_block(model: Model) -> None:
     calls: list[int] = []
     handles = [

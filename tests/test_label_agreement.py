@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from sae_emotions.label.agreement import Labelling, agreement, cosines
+from sae_emotions.label.agreement import Labels, agreement, cosines
 
 C, F, D = 40, 200, 24
 
 
-def labelling(seed: int, labelled: int = 60) -> Labelling:
+def labels_of(seed: int, labelled: int = 60) -> Labels:
     rng = np.random.default_rng(seed)
     concept_F = np.full(F, -1)
     concept_F[rng.choice(F, labelled, replace=False)] = rng.integers(0, C // 2, labelled)
-    return Labelling(rng.standard_normal((F, D)), concept_F, rng.random(C) < 0.4, rng.random(C))
+    return Labels(rng.standard_normal((F, D)), concept_F, rng.random(C) < 0.4, rng.random(C))
 
 
 def test_a_labelling_agrees_with_itself_wholly() -> None:
-    one = labelling(0)
+    one = labels_of(0)
     found = agreement(one, one, 0, np.arange(C) % 5)
     assert found["labelled_concepts"]["share_found_again"] == found["confirmed_concepts"]["share_found_again"] == 1
     assert found["labelled_concepts"]["p"] < 1e-6
@@ -32,7 +32,7 @@ def test_a_labelling_agrees_with_itself_wholly() -> None:
 
 
 def test_order_and_norm_of_features_play_no_part() -> None:
-    one, order = labelling(0), np.random.default_rng(1).permutation(F)
+    one, order = labels_of(0), np.random.default_rng(1).permutation(F)
     scale_F = np.random.default_rng(2).uniform(0.1, 9, (F, 1))
     other = one._replace(directions_FD=(one.directions_FD * scale_F)[order], concept_F=one.concept_F[order])
     found, alike = agreement(one, other, 0), agreement(one, one, 0)
@@ -43,12 +43,12 @@ def test_order_and_norm_of_features_play_no_part() -> None:
 
 def test_another_dictionary_agrees_by_chance() -> None:
     """Directions in 24 dimensions come near one another at times: the chance level must say how often."""
-    one = labelling(0)
+    one = labels_of(0)
     turned = one.directions_FD @ ortho_group.rvs(D, random_state=3)
     shares, chance = [], []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        other = Labelling(turned, rng.permutation(one.concept_F), rng.permutation(one.confirmed_C), rng.random(C))
+        other = Labels(turned, rng.permutation(one.concept_F), rng.permutation(one.confirmed_C), rng.random(C))
         found = agreement(one, other, seed)
         assert abs(found["concept_auroc"]["spearman"]) < 0.6
         shares.append(found["confirmed_concepts"]["share_found_again"])
@@ -62,7 +62,7 @@ def test_another_dictionary_agrees_by_chance() -> None:
 
 def test_the_chance_of_a_label_is_that_of_one_drawn_blindly() -> None:
     """The same directions, but labels dealt anew among the labelled: agreement is what chance says."""
-    one = labelling(0)
+    one = labels_of(0)
     same, chance = [], []
     for seed in range(80):
         dealt = one.concept_F.copy()
@@ -76,7 +76,7 @@ def test_the_chance_of_a_label_is_that_of_one_drawn_blindly() -> None:
 
 
 def test_nothing_labelled_is_no_error() -> None:
-    one = labelling(0)
+    one = labels_of(0)
     nothing = one._replace(concept_F=np.full(F, -1), confirmed_C=np.zeros(C, bool), auroc_C=np.full(C, np.nan))
     for pair in ((nothing, one), (one, nothing), (nothing, nothing)):
         found = agreement(*pair, 0, np.arange(C))
@@ -87,6 +87,6 @@ def test_nothing_labelled_is_no_error() -> None:
 def test_cosines_are_sklearns() -> None:
     from sklearn.metrics.pairwise import cosine_similarity
 
-    first, second = labelling(0).directions_FD, labelling(1).directions_FD[:7]
+    first, second = labels_of(0).directions_FD, labels_of(1).directions_FD[:7]
     first[3] = 0
     assert cosines(first, second) == pytest.approx(cosine_similarity(first, second), abs=1e-6)

@@ -16,13 +16,13 @@ from sae_emotions.label.power import (
     least_auroc,
     least_aurocs,
     least_untied,
-    needed_p,
     planted,
     rule_power,
     theta_of,
 )
 from sae_emotions.label.ranks import doubled_midranks, pair_auroc, pair_sums, topic_mean
 from sae_emotions.label.rule import decide
+from sae_emotions.label.uncertainty import critical_p
 
 C, TOPICS = 14, 9
 
@@ -111,15 +111,13 @@ def test_planting_keeps_each_topics_values_and_hits_the_auroc(found: Layout, act
 
 
 def test_the_rules_power_rises_from_nothing_to_all(found: Layout, acts: np.ndarray) -> None:
-    settings = LabelConfig(screen_product=1e-5)
-    resid_TD = np.random.default_rng(5).standard_normal((len(found.text_ids), 6))
-    real = labelling(found, resid_TD, np.eye(6), settings.model_copy(update={"own": 1.0}))
-
     def rule(acts_TF: np.ndarray) -> Found:
-        read = readings(doubled_midranks(acts_TF, found.panels), found)
-        concept = decide(read, [real], (), settings)[0].concept
-        return Found(concept.screened_F, concept.q_F <= settings.q, concept.screened_F, concept.which_F)
+        settings = LabelConfig(screen_product=1e-5, own=1.0, families=4)
+        real = labelling(found, resid, np.eye(8), settings)
+        (outcome,) = decide(readings(doubled_midranks(acts_TF, found.panels), found), [real], (), settings)
+        return Found(outcome.concept.screened_F, outcome.concept.q_F <= settings.q, outcome.choice.concept_F)
 
+    resid = np.random.default_rng(4).standard_normal((len(found.text_ids), 8)).astype(np.float32)
     ranks_TF, levels = doubled_midranks(acts, found.panels), (0.5, 0.7, 0.8, 0.9, 0.96)
     given = acts, ranks_TF, found, np.arange(150), levels, 8, 2, rule
     power = rule_power(*given, seed=3)
@@ -139,7 +137,7 @@ def test_a_feature_that_is_too_sparse_is_counted_not_planted(found: Layout) -> N
 
     def rule(acts_TF: np.ndarray) -> Found:
         none_F = np.zeros(3, bool)
-        return Found(none_F, none_F, none_F, np.zeros(3, int))
+        return Found(none_F, none_F, np.zeros(3, int))
 
     power = rule_power(acts, doubled_midranks(acts, found.panels), found, np.arange(3), (0.8,), 2, 1, rule, 0)
     assert power["share_of_hosts_too_sparse"] == 1
@@ -153,6 +151,6 @@ def test_the_p_that_benjamini_and_hochberg_let_pass() -> None:
     p = np.array([1e-6, 1e-4, 0.01, 0.02, 0.3, 0.8])
     q = false_discovery_control(p)
     labelled = int((q <= 0.05).sum())
-    bound = needed_p(len(p), labelled, 0.05)
+    bound = critical_p(len(p), labelled, 0.05)
     assert np.array_equal(p <= bound, q <= 0.05)
-    assert needed_p(100, 0, 0.05) == 0.0005
+    assert critical_p(100, 0, 0.05) == 0.0005

@@ -12,7 +12,7 @@ from sae_emotions.label import contexts, means
 from sae_emotions.label.contexts import top_contexts
 from sae_emotions.label.ledger import looks, note_look
 from sae_emotions.label.lens import logit_lens
-from sae_emotions.label.means import rows_to_read, story_means
+from sae_emotions.label.means import document_means, embedding_means, rows_to_read, story_means
 from sae_emotions.sparse.shapes import Active
 
 
@@ -91,6 +91,27 @@ def test_missing_and_short_texts_are_refused(rows: FakeRows, dictionary: FakeDic
         story_means(rows, KEYS, dictionary, (*IDS, "z"), 10)
     with pytest.raises(UserError, match="'b' has no token after the first 12"):
         story_means(rows, KEYS, dictionary, IDS, 12)
+
+
+def test_embedding_means_are_over_the_same_tokens(rows: FakeRows) -> None:
+    rows.token_N = np.random.default_rng(3).choice([4, 9, 11, 30], len(rows)).astype(np.int32)
+    token_n, W_E_nD = np.array([4, 9, 11, 30]), np.random.default_rng(4).random((4, 3)).astype(np.float32)
+    found = embedding_means(rows, KEYS, IDS, 10, token_n, W_E_nD)
+    for text, name in enumerate(IDS):
+        here = (rows.document_N == KEYS.index(name)) & (rows.position_N >= 10)
+        expected = np.mean([W_E_nD[token_n.tolist().index(token)] for token in rows.token_N[here]], axis=0)
+        np.testing.assert_allclose(found[text], expected, rtol=1e-5)
+    with pytest.raises(UserError, match="lacks tokens"):
+        embedding_means(rows, KEYS, IDS, 10, token_n[:3], W_E_nD[:3])
+
+
+def test_document_means_leave_short_documents_out(rows: FakeRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(means, "BATCH", 9)
+    found = document_means(rows, 20, 4)
+    long = [d for d in range(4) if LENGTHS[d] > 21]
+    expected = [rows.x_ND[(rows.document_N == d) & (rows.position_N >= 20)].mean(0) for d in long]
+    assert len(long) == 3
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [5, 17, 4096])

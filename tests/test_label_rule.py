@@ -245,7 +245,7 @@ def test_tables_have_the_documented_columns(measured: Measured, concepts: Concep
     one = np.array([3])
     heard = Contexts(one, one * 0, one, one, np.array([2.5]), np.zeros((1, 5), np.float32), 2, np.full(FEATURES, 0.1))
     lens = logit_lens(directions, torch.randn(20, 12, generator=torch.Generator().manual_seed(1)), 4)
-    features = feature_columns(measured, concepts, directions, heard, lens, [f"t{i}" for i in range(20)])
+    features = feature_columns(measured, concepts, directions, heard, lens, [f"t{i}" for i in range(20)], SETTINGS.q)
     write_table(tmp_path / "features.parquet", "features", features, concepts.cells)
     assert features["concept"][DEAD[0]] is None
     assert [name for name in features["label"] if name] == [f"concept{c}" for c in BOTH]

@@ -98,6 +98,43 @@ def test_the_null_finds_nothing(folder: Path) -> None:
     assert null["mean_labelled_features"] == 0
 
 
+def test_features_stand_beside_other_methods_after_every_training(folder: Path) -> None:
+    """What was planted in both registers carries over; five concepts in 24 or so are there in one of them or in none."""
+    told = json.loads((folder / "labels" / "planted" / "transfer.json").read_text(encoding="utf-8"))
+    cells = {(trained, cell): found for trained, read in told["trained_on"].items() for cell, found in read.items()}
+    assert set(cells) == {
+        *(("both", cell) for cell in (FIRST, SECOND, CROSSED)),
+        *((FIRST, cell) for cell in (SECOND, CROSSED)),
+        *((SECOND, cell) for cell in (FIRST, CROSSED)),
+    }
+    for found in cells.values():
+        assert set(found["methods"]) == set(told["methods"]) == {
+            "single", "five", "sixteen", "dense", "dense_denoised", "tfidf", "embeddings"
+        }  # fmt: skip
+        for figures in found["methods"].values():
+            assert len(TRUTH.labelled) <= figures["at_least_90"]["raw"] + 2
+            assert figures["interval"][0] < figures["auroc"] < figures["interval"][1]
+    assert cells["both", FIRST]["methods"]["single"]["features"] <= len(CONCEPTS)
+
+
+def test_controls_read_less_than_what_was_planted(folder: Path) -> None:
+    from eval.validity.asked import Asked
+    from eval.validity.transfer import measured
+
+    looks = (folder / "ledger.jsonl").read_text(encoding="utf-8").count("\n")
+    told = measured(Asked(folder, "planted", None))
+    assert (folder / "ledger.jsonl").read_text(encoding="utf-8").count("\n") == looks + 1
+    json.dumps(told, allow_nan=False)
+    for read in told["trained_on"].values():
+        for found in read.values():
+            auroc = {name: figures["auroc"] for name, figures in found["methods"].items()}
+            assert set(auroc) == set(told["methods"])
+            planted = min(auroc["single"], auroc["dense"], auroc["logistic"], auroc["sixteen_l1"])
+            for control in ("best_dimension", "random_direction", "random_dictionary"):
+                assert auroc[control] < planted - 0.05
+            assert 0.4 < auroc["random_direction"] < 0.65
+
+
 def test_top_contexts_show_the_cue(folder: Path) -> None:
     examples = rows(folder / "labels" / "planted" / "examples.parquet")
     for number, concept in TRUTH.labelled.items():
@@ -135,6 +172,16 @@ def test_controls_are_unlabelled_and_seldom_causal(folder: Path) -> None:
     assert {row["half"] for row in controls} == {"reference", "held_back"}
     causal = json.loads((folder / "causal" / "planted" / "summary.json").read_text(encoding="utf-8"))
     assert causal["controls_confirmed"] <= 0.1 * causal["controls_tested"]
+
+
+def test_the_screen_ranks_as_the_exact_test_does(folder: Path) -> None:
+    found = json.loads((folder / "causal" / "planted" / "summary.json").read_text(encoding="utf-8"))["screen"]
+    assert found["rank_agreement_same_texts"]["low"] > 0.98
+    assert found["rank_agreement_held_out"]["low"] > 0.4
+    first = rows(folder / "causal" / "planted" / "screen.parquet")
+    for concept in KINDS["causal"]:
+        mine = {row["feature"]: row["first_order"] for row in first if row["concept"] == concept}
+        assert min(mine, key=lambda feature: mine[feature]) == TRUTH.feature[concept]
 
 
 def test_the_summary_counts_what_was_planted(folder: Path) -> None:

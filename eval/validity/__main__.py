@@ -22,7 +22,7 @@ from sae_emotions.machine import describe
 from sae_emotions.progress import say
 from sae_emotions.run_folder import config_of, is_done
 
-SECTIONS: tuple[str, ...] = ("power", "stability", "nulls")
+SECTIONS: tuple[str, ...] = ("power", "vectors", "transfer", "steering", "causal", "human", "stability", "nulls")
 """In the order in which they run; the cheap ones come first."""
 
 

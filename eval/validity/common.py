@@ -1,16 +1,16 @@
 """What sections on nulls, stability and power share: a labelling in numbers, and runs that are derived from a run."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sae_emotions.config import RunConfig, config_hash, parse_config
+from sae_emotions.config import LabelConfig, RunConfig, config_hash, parse_config
 from sae_emotions.dictionary.encode import Dictionary
-from sae_emotions.label.agreement import Labelling
+from sae_emotions.label.agreement import Labels
 from sae_emotions.label.ledger import note_look
 from sae_emotions.label.measure import Measured, cell_auroc, held_out_means
+from sae_emotions.label.rule import Outcome
 
 
 def derived(config: RunConfig, **changes: Any) -> RunConfig:
@@ -19,11 +19,6 @@ def derived(config: RunConfig, **changes: Any) -> RunConfig:
     for key, value in changes.items():
         data[key] = data[key] | value if isinstance(value, dict) else value
     return parse_config(data, "the derived config")
-
-
-def with_few_permutations(config: RunConfig) -> RunConfig:
-    """The same config with as few permutations of the labels as are allowed: here they are beside the point."""
-    return derived(config, label={"permutations": 20})
 
 
 def linked(folder: Path, activations: Path) -> Path:
@@ -35,19 +30,24 @@ def linked(folder: Path, activations: Path) -> Path:
     return folder
 
 
-def look(run: Path, config: RunConfig, what: str, measured: Measured) -> None:
+def few_permutations(config: RunConfig) -> LabelConfig:
+    """The run's rule with twenty permutations: the run itself tells what hundreds find."""
+    return config.label.model_copy(update={"permutations": min(20, config.label.permutations)})
+
+
+def look(run: Path, config: RunConfig, what: str, outcome: Outcome) -> None:
     """Note in the run's ledger that a labelling looked at the held-out texts."""
     entry = {"config_hash": config_hash(config), "dictionary": what}
-    note_look(run / "ledger.jsonl", {**entry, "labelled_features": int(measured.outcome.labelled_F.sum())})
+    note_look(run / "ledger.jsonl", {**entry, "labelled_features": int(outcome.labelled_F.sum())})
 
 
-def labelling(measured: Measured, dictionary: Dictionary) -> Labelling:
+def labels_of(measured: Measured, dictionary: Dictionary) -> Labels:
     """A labelling as `label.agreement` compares it."""
     outcome, choice = measured.outcome, measured.outcome.choice
     cells = cell_auroc(measured, np.arange(len(choice.feature_C)), choice.feature_C)
     concept_F = np.where(outcome.labelled_F, choice.concept_F, -1)
     auroc_C = np.nanmean(np.stack(list(cells.values())), axis=0)
-    return Labelling(dictionary.W_dec_FD.cpu().numpy(), concept_F, outcome.confirmed_C, auroc_C)
+    return Labels(dictionary.W_dec_FD.cpu().numpy(), concept_F, outcome.confirmed_C, auroc_C)
 
 
 def figures(measured: Measured, config: RunConfig) -> dict[str, Any]:
@@ -58,7 +58,6 @@ def figures(measured: Measured, config: RunConfig) -> dict[str, Any]:
         "concepts": len(outcome.confirmed_C),
         "screened_features": int(outcome.concept.screened_F.sum()),
         "labelled_features": len(labelled),
-        "grain": dict(sorted(Counter(measured.grain.kind_P).items())),
         "labelled_features_with_permuted_labels": measured.null["mean_labelled_features"],
         "labelled_concepts": len(np.unique(outcome.choice.concept_F[labelled])),
         "confirmed_concepts": int(outcome.confirmed_C.sum()),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eval.validity.asked import Asked
-from eval.validity.common import derived, figures, look, with_few_permutations
+from eval.validity.common import derived, few_permutations, figures, look
 from sae_emotions.artefact import read_json
 from sae_emotions.concepts.concept_set import ConceptSet, load_concepts, some_concepts
 from sae_emotions.concepts.folder import save_folder
@@ -42,7 +42,7 @@ def measured(asked: Asked) -> dict[str, Any]:
     plan = read_json(asked.run / "activations" / "text" / "plan.json")
     one = twin(config, asked.run, asked.dictionary, name="trained")
     small = derived(
-        with_few_permutations(config),
+        config,
         text={"tokens": min(TEXT_TOKENS, plan["tokens"]), "tokens_in_float32": None},
         concepts=str(work / "concepts"),
         harvest={"blocks": [one.block]},
@@ -102,8 +102,8 @@ def _part_of_the_run(run: Path, work: Path, block: int, stories: Iterable[str]) 
 def _found(run: Path, config: RunConfig, folder: Path, name: str, concepts: ConceptSet) -> dict[str, Any]:
     dictionary = load_dictionary(folder, name)
     means = concept_means(config, folder, dictionary)
-    result = measure(concepts, layout(concepts), means, config.label, config.seed)
-    look(run, config, f"{folder.name} weights, {name} dictionary", result)
+    result = measure(concepts, layout(concepts), means, few_permutations(config), config.seed)
+    look(run, config, f"{folder.name} weights, {name} dictionary", result.outcome)
     quality = read_json(folder / "dictionaries" / name / "quality.json")
     there = {key: quality[key] for key in ("fvu", "l0", "dead", "steps")}
     plan = read_json(folder / "activations" / "text" / "plan.json")

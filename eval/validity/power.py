@@ -3,9 +3,7 @@
 `one_pair`: exact, at the held-out p that Benjamini and Hochberg asked for in this run (in each register), and at the
 selection's screen; for features that nobody labelled, for labelled ones, and for a feature without ties. `whole_rule`: a
 reading of one concept is planted in features that nobody labelled, with the same AUROC in both registers and splits, and
-the whole rule must find it: screened, labelled (its concept passes), named (the label says that one word, and nothing wider).
-At .5 nothing is planted: the share there is the rule's error. Only one concept is raised, so that strength borrowed from
-neighbours does not help; a reading shared among neighbours is found at a lower AUROC.
+the whole rule must label them with it. At .5 nothing is planted: the share there is the rule's error.
 """
 
 from typing import Any
@@ -13,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from eval.validity.asked import Asked
-from eval.validity.common import look, with_few_permutations
+from eval.validity.common import look
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.dictionary.encode import load_dictionary
-from sae_emotions.label.grain import CONCEPT
 from sae_emotions.label.label import concept_means
+from sae_emotions.label.labelling import labelling, readings, whitening
 from sae_emotions.label.layout import Panel, layout
-from sae_emotions.label.measure import Measured, measure
-from sae_emotions.label.power import POWER, Found, least_aurocs, least_untied, needed_p, rule_power
+from sae_emotions.label.power import POWER, Found, least_aurocs, least_untied, rule_power
+from sae_emotions.label.ranks import doubled_midranks
+from sae_emotions.label.rule import Outcome, decide, tested_and_passed
+from sae_emotions.label.uncertainty import critical_p
 from sae_emotions.progress import Progress
 from sae_emotions.run_folder import config_of
 
@@ -31,23 +31,26 @@ SAMPLE = 200
 
 def measured(asked: Asked) -> dict[str, Any]:
     """See the module's docstring."""
-    config = with_few_permutations(config_of(asked.run))
+    config = config_of(asked.run)
     concepts, settings = load_concepts(config.concepts), config.label
     found, means = layout(concepts), concept_means(config, asked.run, load_dictionary(asked.run, asked.dictionary))
 
-    def rule(acts_TF: np.ndarray) -> Found:
-        return _found(measure(concepts, found, means._replace(acts_TF=acts_TF), settings, config.seed), settings.q)
+    real = labelling(found, means.resid_TD, whitening(means.resid_TD, found.selection), settings)
 
-    real = measure(concepts, found, means, settings, config.seed)
-    look(asked.run, config, f"power: {asked.dictionary}", real)
-    outcome, rng = real.outcome, np.random.default_rng([config.seed, 11])
-    kinds = (outcome.concept, outcome.family, outcome.norm)
-    screened = sum(int(one.screened_F.sum()) for one in kinds)
-    passed = sum(int((one.q_F <= settings.q).sum()) for one in kinds)
-    needed = needed_p(screened, passed, settings.q)
+    def judged(ranks_TF: np.ndarray) -> Outcome:
+        return decide(readings(ranks_TF, found), [real], concepts.norms, settings)[0]
+
+    def rule(acts_TF: np.ndarray) -> Found:
+        told = judged(doubled_midranks(acts_TF, found.panels))
+        return Found(told.concept.screened_F, told.concept.q_F <= settings.q, told.choice.concept_F)
+
+    ranks_TF = doubled_midranks(means.acts_TF, found.panels)
+    outcome, rng = judged(ranks_TF), np.random.default_rng([config.seed, 11])
+    look(asked.run, config, f"power: {asked.dictionary}", outcome)
+    screened, passed = tested_and_passed(outcome, settings.q)
+    needed = critical_p(screened, passed, settings.q)
     alive_F = (means.acts_TF > 0).any(0)
-    labelled = np.flatnonzero(outcome.concept.q_F <= settings.q)
-    hosts = np.flatnonzero(alive_F & ~np.any([one.screened_F for one in kinds], axis=0))
+    labelled, hosts = np.flatnonzero(outcome.labelled_F), np.flatnonzero(alive_F & ~outcome.concept.screened_F)
     unlabelled = np.sort(rng.choice(hosts, min(SAMPLE, len(hosts)), replace=False))
     some = np.sort(rng.choice(labelled, min(SAMPLE, len(labelled)), replace=False))
     pairs = {
@@ -56,21 +59,13 @@ def measured(asked: Asked) -> dict[str, Any]:
     }
     panels = [("held_out", needed, one) for one in found.held_out]
     panels += [("selection", settings.screen_p, one) for one in found.selection]
-    one_pair = {f"{split}_{one.register}": _one_pair(real.ranks_TF, one, p, pairs) for split, p, one in panels}
+    one_pair = {f"{split}_{one.register}": _one_pair(ranks_TF, one, p, pairs) for split, p, one in panels}
     with Progress("power: the whole rule", ROUNDS, "rounds") as progress:
         whole = rule_power(
-            means.acts_TF, real.ranks_TF, found, hosts, LEVELS, EACH, ROUNDS, rule, config.seed, progress.advance
+            means.acts_TF, ranks_TF, found, hosts, LEVELS, EACH, ROUNDS, rule, config.seed, progress.advance
         )
-    counts = {"screened": screened, "passed": passed}
+    counts = {"screened": screened, "passed": passed, "labelled_features": len(labelled)}
     return {"power": POWER, "rate": settings.q, "p_needed": needed, **counts, "one_pair": one_pair, "whole_rule": whole}
-
-
-def _found(result: Measured, rate: float) -> Found:
-    """What the rule says of each feature's concept; its label may still be wider (see `label.grain`)."""
-    concept, fine = result.outcome.concept, result.grain
-    named_F = np.zeros(len(concept.q_F), bool)
-    named_F[fine.feature_P[np.array(fine.kind_P) == CONCEPT]] = True
-    return Found(concept.screened_F, concept.q_F <= rate, named_F, concept.which_F)
 
 
 def _one_pair(

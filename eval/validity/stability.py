@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from eval.validity.asked import Asked
-from eval.validity.common import derived, labelling, linked, look, with_few_permutations
+from eval.validity.common import derived, few_permutations, labels_of, linked, look
 from sae_emotions.concepts.concept_set import ConceptSet, load_concepts
 from sae_emotions.config import RunConfig
 from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.dictionary.twin import train_missing, twin
 from sae_emotions.harvest.part import write_part
 from sae_emotions.harvest.rows import read_documents
-from sae_emotions.label.agreement import Labelling, agreement
+from sae_emotions.label.agreement import Labels, agreement
 from sae_emotions.label.choose import topic_folds
 from sae_emotions.label.families import given_families
 from sae_emotions.label.label import concept_means
@@ -31,16 +31,16 @@ from sae_emotions.run_folder import config_of
 
 def measured(asked: Asked) -> dict[str, Any]:
     """Three comparisons of two labellings each; see `label.agreement` for the figures and their chance levels."""
-    config, work = with_few_permutations(config_of(asked.run)), asked.run / "validity" / "stability" / asked.dictionary
+    config, work = config_of(asked.run), asked.run / "validity" / "stability" / asked.dictionary
     concepts = load_concepts(config.concepts)
     found, families_C = layout(concepts), given_families(concepts.concepts).of_C
 
-    def told(folder: Path, name: str) -> tuple[Labelling, StoryMeans]:
+    def told(folder: Path, name: str) -> tuple[Labels, StoryMeans]:
         dictionary = load_dictionary(folder, name)
         means = concept_means(config, asked.run, dictionary)
-        result = measure(concepts, found, means, config.label, config.seed)
-        look(asked.run, config, f"stability: {folder.name} {name}", result)
-        return labelling(result, dictionary), means
+        result = measure(concepts, found, means, few_permutations(config), config.seed)
+        look(asked.run, config, f"stability: {folder.name} {name}", result.outcome)
+        return labels_of(result, dictionary), means
 
     seeds = _other_seeds(asked, config, work)
     halves = [_half(asked, config, work / f"half-{n}", n) for n in (0, 1)]
@@ -82,7 +82,7 @@ def _half(asked: Asked, config: RunConfig, folder: Path, number: int) -> tuple[P
 
 def _by_topics(
     asked: Asked, config: RunConfig, where: tuple[Path, str], concepts: ConceptSet, found: Layout, means: StoryMeans
-) -> tuple[Labelling, Labelling]:
+) -> tuple[Labels, Labels]:
     """One dictionary labelled by each half of the selection topics."""
     fold_of, dictionary = topic_folds(found.selection, 2), load_dictionary(*where)
     both = []
@@ -90,7 +90,9 @@ def _by_topics(
         first, second = (
             part(whole, np.array([fold_of[topic] == fold for topic in whole.topics_S])) for whole in found.selection
         )
-        result = measure(concepts, found._replace(selection=(first, second)), means, config.label, config.seed)
-        look(asked.run, config, f"stability: {where[1]}, half {fold} of the selection topics", result)
-        both.append(labelling(result, dictionary))
+        result = measure(
+            concepts, found._replace(selection=(first, second)), means, few_permutations(config), config.seed
+        )
+        look(asked.run, config, f"stability: {where[1]}, half {fold} of the selection topics", result.outcome)
+        both.append(labels_of(result, dictionary))
     return both[0], both[1]

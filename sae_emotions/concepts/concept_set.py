@@ -11,7 +11,7 @@ from pathlib import Path
 from sae_emotions.concepts.builtin import BUILT_IN, load_builtin
 from sae_emotions.concepts.checks import checked, content_hash
 from sae_emotions.concepts.folder import load_folder
-from sae_emotions.concepts.shape import Concept, ConceptSet, ConceptText
+from sae_emotions.concepts.shape import Concept, ConceptSet, ConceptText, Norm
 from sae_emotions.errors import UserError
 
 __all__ = ["Concept", "ConceptSet", "ConceptText", "concept_named", "load_concepts", "some_concepts"]
@@ -52,12 +52,12 @@ def concept_named(concepts: ConceptSet, word: str) -> Concept:
 
 def some_concepts(concepts: ConceptSet, names: Collection[str]) -> ConceptSet:
     """The set with the concepts in `names` and their texts alone. Raises `UserError` where too few are left to compare."""
-    here = [one.name in names for one in concepts.concepts]
+    there = [one.name in names for one in concepts.concepts]
     kept = concepts._replace(
         name=f"{concepts.name}, {len(names)} concepts",
-        concepts=tuple(compress(concepts.concepts, here)),
+        concepts=tuple(one for one in concepts.concepts if one.name in names),
         texts=tuple(text for text in concepts.texts if text.concept in names),
-        norms=tuple(norm._replace(values=tuple(compress(norm.values, here))) for norm in concepts.norms),
+        norms=tuple(Norm(norm.name, tuple(compress(norm.values, there))) for norm in concepts.norms),
         sha256="",
     )
     return checked(kept._replace(sha256=content_hash(kept)), kept.name)

@@ -128,9 +128,10 @@ def save_folder(concepts: ConceptSet, folder: Path) -> Path:
         write_json(beside / "set.json", settings)
         with (beside / "concepts.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([*Concept._fields, *(f"{_NORM}{norm.name}" for norm in concepts.norms)])
-            for n, one in enumerate(concepts.concepts):
-                writer.writerow([*("" if x is None else x for x in one), *(norm.values[n] for norm in concepts.norms)])
+            writer.writerow([*Concept._fields, *(_NORM + norm.name for norm in concepts.norms)])
+            for c, one in enumerate(concepts.concepts):
+                fields = ["" if field is None else field for field in one]
+                writer.writerow([*fields, *(norm.values[c] for norm in concepts.norms)])
         texts, neutral = [one._asdict() for one in concepts.texts], [{"text": one} for one in concepts.neutral]
         for name, rows in (("texts", texts), ("neutral", neutral)):
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

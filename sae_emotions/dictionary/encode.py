@@ -1,5 +1,6 @@
 """Encode: one function for every SAE, trained here or loaded. B: rows, D: residual width, F: latents."""
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,24 @@ def wrapped(sae: Any, name: str, block: int, centre_D: np.ndarray | None = None)
     return Dictionary(
         name, block, int(sae.cfg.d_in), int(sae.cfg.d_sae), W_dec_FD, b_dec_D, sae, _encoder(sae, centre_D)
     )
+
+
+def randomised(dictionary: Dictionary, centre_D: np.ndarray, seed: int) -> Dictionary:
+    """A dictionary of the same shape and architecture with random directions, tied, around `centre_D`: nothing is learnt.
+
+    Rows keep their lengths; biases of the latents are zero, thresholds stay.
+    """
+    sae = copy.deepcopy(dictionary.sae)
+    # Not torch's generator: under the same seed it would draw what the dictionary was initialised with.
+    draw_FD = np.random.default_rng([seed, 4]).standard_normal(tuple(sae.W_dec.shape)).astype(np.float32)
+    with torch.no_grad():
+        direction_FD = torch.nn.functional.normalize(torch.from_numpy(draw_FD).to(sae.W_dec.device), dim=1)
+        sae.W_dec.copy_(direction_FD * sae.W_dec.norm(dim=1, keepdim=True))
+        sae.W_enc.copy_(direction_FD.T * sae.W_enc.norm(dim=0, keepdim=True))
+        sae.b_dec.copy_(torch.from_numpy(np.array(centre_D)))
+        if hasattr(sae, "b_enc"):
+            sae.b_enc.zero_()
+    return wrapped(sae, f"{dictionary.name}-random", dictionary.block, centre_D)
 
 
 def _encoder(sae: Any, centre_D: np.ndarray | None) -> Callable[[torch.Tensor], Active]:

@@ -16,7 +16,7 @@ import torch
 from sae_emotions.concepts.concept_set import load_concepts
 from sae_emotions.config import HarvestConfig, RunConfig
 from sae_emotions.harvest.batching import Window, batches, has_row, windows
-from sae_emotions.harvest.lens import write_lens
+from sae_emotions.harvest.lens import write_embedding, write_lens
 from sae_emotions.harvest.plan import make_plan, path_of, special_ids, stored_plan, tokenised
 from sae_emotions.harvest.readers import Eager, Reader, Reading
 from sae_emotions.harvest.rows import mapped
@@ -188,7 +188,8 @@ def harvest(config: RunConfig, run: Path) -> Path:
         for source, plan in plans.items()
         if plan
     }
-    if all(plans.values()) and not any(todo.values()) and (run / "unembedding.safetensors").is_file():
+    beside = all((run / f"{name}.safetensors").is_file() for name in ("unembedding", "embedding"))
+    if all(plans.values()) and not any(todo.values()) and beside:
         return folder
     known = next((plan for plan in plans.values() if plan), None)
     torch.set_num_threads(known["threads"] if known else config.harvest.threads or torch.get_num_threads())
@@ -209,6 +210,7 @@ def harvest(config: RunConfig, run: Path) -> Path:
                         "all are used."
                     )
         write_lens(run, model)
+        write_embedding(run, model)
         for source, made in plans.items():
             assert made is not None
             write_shards(folder / source, made, todo[source], reading.of(made["tokens"]).reader)

@@ -1,16 +1,18 @@
-"""What a reader needs to turn directions into words: the unembedding and the vocabulary, written once a run.
+"""What a reader needs beside the rows: unembedding, vocabulary and the concept texts' input embeddings, once a run.
 
-V: vocabulary, D: residual width.
+V: vocabulary, D: residual width, n: tokens that occur in the concept texts.
 """
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from sae_emotions.artefact import written
 from sae_emotions.errors import UserError
+from sae_emotions.harvest.rows import read_documents
 from sae_emotions.schema import write_table
 from sae_emotions.sources.models import Model, decoder_blocks
 
@@ -63,3 +65,18 @@ def write_lens(run: Path, model: Model) -> None:
     )
     with written(path) as beside:
         save_file({"W_U": W_U_VD[:size].half().contiguous()}, beside)
+
+
+def write_embedding(run: Path, model: Model) -> None:
+    """Write RUN/embedding.safetensors, unless it is there: `token` (n, int32) and `W_E` (n x D, float32).
+
+    The tokens are those of the concept texts: what a bag of input embeddings of these texts is made of.
+    """
+    path = run / "embedding.safetensors"
+    if path.is_file():
+        return
+    ids = read_documents(run / "activations" / "concepts")["token_ids"].combine_chunks().values
+    token_n = torch.from_numpy(np.unique(ids.to_numpy()).astype(np.int32))
+    W_E_VD = model.model.get_input_embeddings().weight.detach()
+    with written(path) as beside:
+        save_file({"token": token_n, "W_E": W_E_VD[token_n.to(W_E_VD.device)].float().cpu().contiguous()}, beside)

@@ -14,13 +14,13 @@ SAME = 0.7
 """Cosine of decoder directions from which on two features count as one."""
 
 
-class Labelling(NamedTuple):
+class Labels(NamedTuple):
     """What one dictionary's labels say."""
 
     directions_FD: np.ndarray
     """decoder directions, of any norm"""
     concept_F: np.ndarray
-    """number of a labelled feature's concept, be its label that word or something wider; -1 where it is not labelled"""
+    """number of the concept that a feature is labelled with, -1 where it is not labelled"""
     confirmed_C: np.ndarray
     """whether the concept's one chosen feature is confirmed"""
     auroc_C: np.ndarray
@@ -46,10 +46,10 @@ def cosines(first_FD: np.ndarray, second_GD: np.ndarray) -> np.ndarray:
     return np.asarray(units[0] @ units[1].T)
 
 
-def agreement(first: Labelling, second: Labelling, seed: int, families_C: np.ndarray | None = None) -> dict[str, Any]:
+def agreement(first: Labels, second: Labels, seed: int, families_C: np.ndarray | None = None) -> dict[str, Any]:
     """How much of `first` is found again in `second`; both label the same concepts by the same texts.
 
-    `families_C` (each concept's family) adds how often a partner reads another concept of the same family. JSON-able; None
+    `families_C` (numbers, -1: none) adds how often a partner reads another concept of the same family. JSON-able; None
     stands for a share of nothing.
     """
     return {
@@ -100,7 +100,7 @@ def _rank_agreement(first_C: np.ndarray, second_C: np.ndarray) -> dict[str, Any]
     }
 
 
-def _partners(first: Labelling, second: Labelling, seed: int) -> dict[str, Any]:
+def _partners(first: Labels, second: Labels, seed: int) -> dict[str, Any]:
     """Has a labelled feature a partner of nearly the same direction? Beside it all features, and directions by chance.
 
     By chance: the second dictionary with every direction's entries dealt anew, which keeps each one's norm and tails.
@@ -129,7 +129,7 @@ def _partners(first: Labelling, second: Labelling, seed: int) -> dict[str, Any]:
     return found
 
 
-def _partners_labels(first: Labelling, second: Labelling, families_C: np.ndarray | None) -> dict[str, Any]:
+def _partners_labels(first: Labels, second: Labels, families_C: np.ndarray | None) -> dict[str, Any]:
     """What the nearest partners of labelled features are labelled with; by chance: a labelled feature drawn blindly."""
     labelled = first.labelled
     cosine_LG = cosines(first.directions_FD[labelled], second.directions_FD)
@@ -148,7 +148,8 @@ def _partners_labels(first: Labelling, second: Labelling, families_C: np.ndarray
     }
     if families_C is None:
         return found
-    kin_LC = families_C[own][:, None] == families_C
+    kin_LC = (families_C[own][:, None] == families_C) & (families_C[own][:, None] >= 0)
+    kin_LC[np.arange(len(own)), own] = True
     kept = np.flatnonzero(theirs >= 0)
     return found | {
         "share_of_labelled_in_the_same_family": _share(kin_LC[kept, theirs[kept]].sum(), len(kept)),

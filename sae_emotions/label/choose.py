@@ -43,6 +43,15 @@ def topic_folds(panels: tuple[Panel, Panel], folds: int) -> dict[str, int]:
     return dealt
 
 
+def chosen(
+    ranks_TF: np.ndarray, panels: tuple[Panel, Panel], resid_TD: np.ndarray, settings: LabelConfig
+) -> np.ndarray:
+    """Each concept's feature, by the labelling rule on these panels alone. (C,)"""
+    near = neighbours(difference_of_means(resid_TD, panels), settings.own)
+    totals, moments = zip(*((sums(ranks_TF, whole), ranked(ranks_TF, whole)) for whole in panels), strict=True)
+    return choose(totals, moments, near, settings.apart).feature_C
+
+
 def cross_validated(means: StoryMeans, found: Layout, folds: int, settings: LabelConfig) -> dict[str, float]:
     """Mean AUROC, per register, of each concept's feature chosen on the other folds. The held-out set is not touched.
 
@@ -60,9 +69,7 @@ def cross_validated(means: StoryMeans, found: Layout, folds: int, settings: Labe
         rest = (part(first, outside[0]), part(second, outside[1]))
         if any((whole.rows_CS == ABSENT).all(1).any() for whole in rest):
             raise UserError(f"With {folds} folds a concept would have no topic left to choose on; take fewer folds.")
-        near = neighbours(difference_of_means(means.resid_TD, rest), settings.own)
-        totals, moments = zip(*((sums(ranks_TF, whole), ranked(ranks_TF, whole)) for whole in rest), strict=True)
-        feature_C = choose(totals, moments, near, settings.apart).feature_C
+        feature_C = chosen(ranks_TF, rest, means.resid_TD, settings)
         for whole, keep, table in zip(found.selection, outside, auroc_CS, strict=True):
             table[:, ~keep] = pair_auroc(ranks_TF, whole, concept_C, feature_C)[:, ~keep]
     return {whole.register: mean_over_concepts(t) for whole, t in zip(found.selection, auroc_CS, strict=True)}

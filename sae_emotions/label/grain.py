@@ -1,9 +1,10 @@
 """The smallest thing that explains a labelled feature: one concept, a family of them, or one end of a norm.
 
-A nested test on the held-out texts, from the small to the wide. The label is the concept where its texts stand above those of
-its own family on the same topics; it stays at the family where they do not, or too few such texts are there to tell; and it is
-only the norm (say, low valence) where the family's texts do not stand above what the norms predict. Each step's p is put through
-Benjamini-Hochberg over the features that come to it. Both registers count together here: either may hold few siblings on a topic.
+A nested test on the held-out texts, from the small to the wide, what the norms predict taken out of the ranks beforehand. The
+label is the concept where its texts stand above those of its own family on the same topics; it stays at the family where they do
+not, or too few such texts are there to tell; and it is only the norm (say, low valence) where the family's texts do not stand
+above the others either. Each step's p is put through Benjamini-Hochberg over the features that come to it. Both registers count
+together here: either may hold few siblings on a topic.
 Shapes: F features, C concepts, T texts, P labelled features.
 """
 
@@ -44,6 +45,7 @@ def grain(
 ) -> Grain:
     """The grain of every labelled feature."""
     feature_P = np.flatnonzero(outcome.labelled_F)
+    left_TP = _less_norms(read.ranks_TF, found, norms, feature_P)
     concept_P = outcome.concept.which_F[feature_P]
     word_P, wide_P, norm_P = (
         np.nan_to_num(one.q_F[feature_P], nan=1.0) <= rate for one in (outcome.concept, outcome.family, outcome.norm)
@@ -52,10 +54,10 @@ def grain(
     alone_P = np.bincount(families.of_C)[family_P] == 1
     p_within_P, p_beyond_P = (np.full(len(feature_P), np.nan) for _ in range(2))
     asked = np.flatnonzero(word_P & ~alone_P)
-    p_within_P[asked] = _within(read.ranks_TF, found, families, feature_P[asked], concept_P[asked])
+    p_within_P[asked] = _within(left_TP[:, asked], found, families, concept_P[asked])
     is_word_P = (word_P & alone_P) | _passes(p_within_P, rate)
     asked = np.flatnonzero(norm_P & (word_P | wide_P) & ~is_word_P)
-    p_beyond_P[asked] = _beyond(read.ranks_TF, found, families, norms, feature_P[asked], family_P[asked])
+    p_beyond_P[asked] = _beyond(left_TP[:, asked], found, families, norms, family_P[asked])
     is_norm_P = ~is_word_P & norm_P & ~((word_P | wide_P) & _passes(p_beyond_P, rate))
     ends, ends_LC = norm_ends(norms)
     inside_GC, concepts = families.inside_GC(), np.eye(len(found.concepts))
@@ -81,17 +83,23 @@ def _passes(p_P: np.ndarray, rate: float) -> np.ndarray:
     return passes_P
 
 
-def _within(
-    ranks_TF: np.ndarray, found: Layout, families: Families, feature_P: np.ndarray, concept_P: np.ndarray
-) -> np.ndarray:
+def _less_norms(ranks_TF: np.ndarray, found: Layout, norms: tuple[Norm, ...], feature_P: np.ndarray) -> np.ndarray:
+    """The labelled features' ranks among the held-out texts, what the texts' norms predict taken out. (T, P)"""
+    if not norms:
+        return ranks_TF[:, feature_P]
+    values_TX = np.array([norm.values for norm in norms]).T[_concept_of(found)]
+    return residual_ranks(ranks_TF, found.held_out, feature_P, values_TX[:, None])
+
+
+def _within(left_TP: np.ndarray, found: Layout, families: Families, concept_P: np.ndarray) -> np.ndarray:
     """p of each feature's concept among the held-out texts of its own family. (P,)"""
-    p_P = np.ones(len(feature_P))
+    p_P = np.ones(len(concept_P))
     for family in np.unique(families.of_C[concept_P]):
         here = np.flatnonzero(families.of_C[concept_P] == family)
         panels = [one for whole in found.held_out if (one := _only(whole, families.of_C == family)) is not None]
         if not panels:
             continue
-        own_TF = doubled_midranks(ranks_TF[:, feature_P[here]], panels)
+        own_TF = doubled_midranks(left_TP[:, here], panels)
         identity = np.eye(len(found.concepts))
         parts = [statistic(sums(own_TF, one), identity, ranked(own_TF, one)) for one in panels]
         together = parts[0] if len(parts) == 1 else parts[0] + parts[1]
@@ -110,19 +118,12 @@ def _only(whole: Panel, inside_C: np.ndarray) -> Panel | None:
 
 
 def _beyond(
-    ranks_TF: np.ndarray,
-    found: Layout,
-    families: Families,
-    norms: tuple[Norm, ...],
-    feature_P: np.ndarray,
-    family_P: np.ndarray,
+    left_TP: np.ndarray, found: Layout, families: Families, norms: tuple[Norm, ...], family_P: np.ndarray
 ) -> np.ndarray:
     """p of each feature's family on the held-out texts once the norms are taken out of ranks and family. (P,)"""
-    if not len(feature_P):
+    if not len(family_P):
         return np.ones(0)
-    values_CX = np.array([norm.values for norm in norms]).T
-    left_TP = residual_ranks(ranks_TF, found.held_out, feature_P, values_CX[_concept_of(found)][:, None])
-    inside_GC = families.inside_GC()
+    values_CX, inside_GC = np.array([norm.values for norm in norms]).T, families.inside_GC()
     basis_CX = np.linalg.qr(np.column_stack([np.ones(len(values_CX)), values_CX]))[0]
     left_GC = inside_GC - (inside_GC @ basis_CX) @ basis_CX.T
     parts = [statistic(sums(left_TP, whole), left_GC, ranked(left_TP, whole)) for whole in found.held_out]

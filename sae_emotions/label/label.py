@@ -3,6 +3,7 @@
 Writes features, scores, concepts and examples (see schema.py), null.json (the rule under permuted labels), rule.json
 (the rule in words and numbers), summary.json (held-out means and counts) and dense.safetensors (`dense_CD`: each
 concept's difference-of-means vector on the selection texts, residual-stream units, in the order of concepts.parquet).
+transfer.json puts features beside other methods after every kind of training (see `transfer.figures`).
 """
 
 from collections import Counter
@@ -18,13 +19,17 @@ from sae_emotions.config import LabelConfig, RunConfig, config_hash
 from sae_emotions.dictionary.encode import Dictionary, load_dictionary
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import open_rows, read_documents
+from sae_emotions.label.choose import chosen
 from sae_emotions.label.contexts import Contexts, top_contexts
 from sae_emotions.label.layout import layout
 from sae_emotions.label.ledger import note_look
 from sae_emotions.label.lens import logit_lens, read_unembedding, read_vocabulary
+from sae_emotions.label.material import material_of
 from sae_emotions.label.means import StoryMeans, rows_to_read, story_means
 from sae_emotions.label.measure import Measured, held_out_means, measure, pair_scores
+from sae_emotions.label.methods import DESCRIBED, run_methods
 from sae_emotions.label.tables import concept_columns, example_columns, explanations, feature_columns, status_counts
+from sae_emotions.label.transfer import training_cells, transfer
 from sae_emotions.progress import Progress, say
 from sae_emotions.schema import write_table
 
@@ -42,12 +47,14 @@ def label(config: RunConfig, run: Path, name: str) -> Path:
     measured = measure(concepts, layout(concepts), means, settings, config.seed)
     contexts = _contexts(run, dictionary, settings)
     summary = _summary(measured, concepts, settings, config.seed)
+    compared = _compared(config, run, dictionary.block, means, measured)
     with written_folder(run / "labels" / name) as folder:
-        _write_tables(folder, run, measured, concepts, dictionary, contexts)
+        _write_tables(folder, run, measured, concepts, dictionary, contexts, settings.q)
         _write_dense(folder, measured)
         write_json(folder / "null.json", measured.null)
         write_json(folder / "rule.json", rule_in_words(settings, concepts.registers))
         write_json(folder / "summary.json", summary)
+        write_json(folder / "transfer.json", compared)
     look = {"config_hash": config_hash(config), "dictionary": name, "cells": list(concepts.cells), "summary": summary}
     note_look(run / "ledger.jsonl", look)
     return run / "labels" / name
@@ -79,11 +86,17 @@ def _contexts(run: Path, dictionary: Dictionary, settings: LabelConfig) -> Conte
 
 
 def _write_tables(
-    folder: Path, run: Path, measured: Measured, concepts: ConceptSet, dictionary: Dictionary, contexts: Contexts
+    folder: Path,
+    run: Path,
+    measured: Measured,
+    concepts: ConceptSet,
+    dictionary: Dictionary,
+    contexts: Contexts,
+    rate: float,
 ) -> None:
     choice, words = measured.outcome.choice, read_vocabulary(run)
     lens = logit_lens(dictionary.W_dec_FD, read_unembedding(run, dictionary.d_in))
-    features = feature_columns(measured, concepts, dictionary.W_dec_FD, contexts, lens, words)
+    features = feature_columns(measured, concepts, dictionary.W_dec_FD, contexts, lens, words, rate)
     screened = np.flatnonzero(measured.outcome.concept.screened_F | measured.outcome.labelled_F)
     pairs = np.stack(
         [
@@ -97,6 +110,17 @@ def _write_tables(
     write_table(folder / "concepts.parquet", "concepts", concept_columns(measured, concepts), concepts.cells)
     write_table(folder / "scores.parquet", "scores", pair_scores(measured, concept_P, feature_P))
     write_table(folder / "examples.parquet", "examples", example_columns(contexts, documents, words, "text"))
+
+
+def _compared(config: RunConfig, run: Path, block: int, means: StoryMeans, measured: Measured) -> dict[str, Any]:
+    """What `transfer` says of the methods that every run compares."""
+    methods = run_methods(
+        material_of(config, run, block, means, measured.ranks_TF),
+        lambda ranks_TF, panels: chosen(ranks_TF, panels, means.resid_TD, config.label),
+    )
+    with Progress("label: transfer", len(methods) * len(training_cells(measured.found)), "fits") as progress:
+        figures = transfer(measured.found, methods, config.label.bootstraps, config.seed, progress.advance)
+    return {"methods": {name: DESCRIBED[name] for name in methods}, "trained_on": figures}
 
 
 def _write_dense(folder: Path, measured: Measured) -> None:
@@ -115,7 +139,9 @@ def _summary(measured: Measured, concepts: ConceptSet, settings: LabelConfig, se
         "screened": int(outcome.concept.screened_F.sum()),
         "grain": dict(sorted(Counter(measured.grain.kind_P).items())),
         "given_grain": dict(sorted(Counter(measured.given_grain.kind_P).items())),
-        "explained_by": {name: sum(name in each for each in explanations(measured)) for name in measured.controls},
+        "explained_by": {
+            name: sum(name in each for each in explanations(measured, settings.q)) for name in measured.controls
+        },
         **held_out_means(measured, settings, seed),
         "null_features": null["mean_labelled_features"],
         "null_confirmed_concepts": null["mean_confirmed_concepts"],

@@ -98,6 +98,68 @@ def story_means(
     return StoryMeans(acts_TF / divisor, resid_TD / divisor, tokens_T)
 
 
+def residual_means(
+    rows: RowStore,
+    keys: Sequence[str],
+    text_ids: Sequence[str],
+    skip_tokens: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> np.ndarray:
+    """Mean residual stream of each text over its tokens from position `skip_tokens` on, without a dictionary.
+
+    (T, D), float32. See `story_means` for the arguments and what is raised.
+    """
+    index_N = _wanted_rows(rows, keys, text_ids, skip_tokens, None)
+    text_N = torch.from_numpy(_document_text(keys, text_ids)[rows.document_N[index_N]])
+    total_TD = torch.zeros(len(text_ids), rows.read(index_N[:1]).shape[1])
+    for start in range(0, len(index_N), BATCH):
+        some = slice(start, start + BATCH)
+        total_TD.index_add_(0, text_N[some], torch.from_numpy(rows.read(index_N[some])))
+        advance(len(text_N[some]))
+    return (total_TD / torch.bincount(text_N, minlength=len(text_ids))[:, None]).numpy()
+
+
+def embedding_means(
+    rows: RowStore,
+    keys: Sequence[str],
+    text_ids: Sequence[str],
+    skip_tokens: int,
+    token_n: np.ndarray,
+    W_E_nD: np.ndarray,
+) -> np.ndarray:
+    """Mean input embedding over the same tokens as `story_means`: a bag of words in the model's own terms. (T, D).
+
+    `W_E_nD` holds the embeddings of the tokens `token_n`, in rising order. Raises `UserError` where one is lacking.
+    """
+    from scipy.sparse import csr_array
+
+    index_N = _wanted_rows(rows, keys, text_ids, skip_tokens, None)
+    text_N, token_N = _document_text(keys, text_ids)[rows.document_N[index_N]], rows.token_N[index_N]
+    column_N = np.minimum(np.searchsorted(token_n, token_N), len(token_n) - 1)
+    if (token_n[column_N] != token_N).any():
+        raise UserError(
+            "embedding.safetensors lacks tokens of the concept texts; delete it and run the harvest stage again."
+        )
+    counts_Tn = csr_array((np.ones(len(index_N), np.float32), (text_N, column_N)), (len(text_ids), len(token_n)))
+    return np.asarray(counts_Tn @ W_E_nD / counts_Tn.sum(1)[:, None], np.float32)
+
+
+def document_means(rows: RowStore, skip_tokens: int, documents: int) -> np.ndarray:
+    """Mean residual stream of the store's first `documents` documents after their opening. (M, D), float32.
+
+    Documents that end within the opening are left out.
+    """
+    index_N = np.flatnonzero((rows.position_N >= skip_tokens) & (rows.document_N < documents))
+    _, local_N = np.unique(rows.document_N[index_N], return_inverse=True)
+    local_N = local_N.reshape(-1)
+    count_M = np.bincount(local_N)
+    total_MD = torch.zeros(len(count_M), rows.read(index_N[:1]).shape[1])
+    for start in range(0, len(index_N), BATCH):
+        some = slice(start, start + BATCH)
+        total_MD.index_add_(0, torch.from_numpy(local_N[some]), torch.from_numpy(rows.read(index_N[some])))
+    return np.asarray(total_MD.numpy() / count_M[:, None].astype(np.float32))
+
+
 def rows_to_read(
     rows: RowStore, keys: Sequence[str], text_ids: Sequence[str], skip_tokens: int, wanted: np.ndarray | None = None
 ) -> int:

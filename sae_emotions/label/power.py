@@ -26,19 +26,11 @@ class Found(NamedTuple):
 
     screened_F: np.ndarray
     labelled_F: np.ndarray
-    """its concept passed the held-out test"""
-    named_F: np.ndarray
-    """its label is that concept and nothing wider"""
     concept_F: np.ndarray
 
 
 Rule = Callable[[np.ndarray], Found]
 """Labels features by their means over the texts, acts_TF."""
-
-
-def needed_p(screened: int, labelled: int, rate: float) -> float:
-    """The largest p that Benjamini and Hochberg let pass where `labelled` of `screened` features did."""
-    return rate * max(1, labelled) / max(1, screened)
 
 
 def least_auroc(topics: list[np.ndarray], p: float, power: float = POWER) -> float:
@@ -154,7 +146,7 @@ def rule_power(
     them in the place of these hosts among all features. `rule` is called once a round.
     """
     rng = np.random.default_rng([seed, 9])
-    hits_L4, tried, lacking = np.zeros((len(levels), 4), np.int64), 0, 0
+    hits_L3, tried, lacking = np.zeros((len(levels), 3), np.int64), 0, 0
     for _ in range(rounds):
         acts, places, coming = acts_TF.copy(), [], iter(rng.permutation(hosts).tolist())
         for level in np.repeat(np.arange(len(levels)), each).tolist():
@@ -171,25 +163,31 @@ def rule_power(
         told = rule(acts)
         for level, feature, concept in places:
             right = bool(told.concept_F[feature] == concept)
-            steps = (told.screened_F, told.labelled_F, told.named_F)
-            hits_L4[level] += (1, *(right and bool(step_F[feature]) for step_F in steps))
+            hits_L3[level] += (1, told.screened_F[feature] and right, told.labelled_F[feature] and right)
         advance(1)
     return {
         "hosts_tried": tried,
         "share_of_hosts_too_sparse": round(lacking / max(1, tried), 4),
-        "levels": [_level(level, *hits) for level, hits in zip(levels, hits_L4.tolist(), strict=True)],
-        **_reached(np.array(levels), hits_L4[:, 2], hits_L4[:, 0], rng),
+        "levels": [_level(level, *hits) for level, hits in zip(levels, hits_L3.tolist(), strict=True)],
+        **_reached(np.array(levels), hits_L3[:, 2], hits_L3[:, 0], rng),
     }
 
 
-def _level(auroc: float, count: int, screened: int, labelled: int, named: int) -> dict[str, Any]:
+def _level(auroc: float, count: int, screened: int, labelled: int) -> dict[str, Any]:
     from scipy.stats import binomtest
 
-    hits = {"screened": screened, "labelled": labelled, "named": named}
-    shares = {f"share_{name}": round(found / count, 4) if count else None for name, found in hits.items()}
-    ends = binomtest(labelled, count).proportion_ci(0.95) if count else None
-    interval = None if ends is None else [round(float(ends.low), 4), round(float(ends.high), 4)]
-    return {"auroc": auroc, "n": count, **shares, "share_labelled_interval": interval}
+    told: dict[str, Any] = {
+        "auroc": auroc,
+        "n": count,
+        "share_screened": None,
+        "share_labelled": None,
+        "interval": None,
+    }
+    if count:
+        ends = binomtest(labelled, count).proportion_ci(0.95)
+        told |= {"share_screened": round(screened / count, 4), "share_labelled": round(labelled / count, 4)}
+        told["interval"] = [round(float(ends.low), 4), round(float(ends.high), 4)]
+    return told
 
 
 def _reached(level_L: np.ndarray, hits_L: np.ndarray, count_L: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:

@@ -219,6 +219,13 @@ def _with_q(one: Evidence, at: np.ndarray, q_P: np.ndarray) -> Evidence:
     return one._replace(q_F=q_F)
 
 
+def tested_and_passed(outcome: Outcome, rate: float) -> tuple[int, int]:
+    """How many concepts, families and norms were screened for all features together, and how many passed."""
+    kinds = (outcome.concept, outcome.family, outcome.norm)
+    screened = sum(int(one.screened_F.sum()) for one in kinds)
+    return screened, sum(int((one.q_F[one.screened_F] <= rate).sum()) for one in kinds)
+
+
 def null_summary(outcomes: Sequence[Outcome]) -> dict[str, object]:
     """What the rule finds under permuted labels: every permutation's counts and their means."""
     counts = {

@@ -14,6 +14,8 @@ from sae_emotions.label.lens import Lens
 from sae_emotions.label.linear import set_auroc
 from sae_emotions.label.measure import Measured, cell_auroc
 from sae_emotions.label.ranks import topic_mean
+from sae_emotions.label.rule import tested_and_passed
+from sae_emotions.label.uncertainty import critical_p
 
 
 def _mean_of_cells(cells: dict[str, np.ndarray]) -> np.ndarray:
@@ -34,7 +36,13 @@ def statuses(measured: Measured, registers: tuple[str, str]) -> list[str]:
 
 
 def feature_columns(
-    measured: Measured, concepts: ConceptSet, W_dec_FD: torch.Tensor, contexts: Contexts, lens: Lens, words: list[str]
+    measured: Measured,
+    concepts: ConceptSet,
+    W_dec_FD: torch.Tensor,
+    contexts: Contexts,
+    lens: Lens,
+    words: list[str],
+    rate: float,
 ) -> dict[str, Any]:
     """One row a feature. A feature that is silent in the selection texts has no concept."""
     outcome, choice = measured.outcome, measured.outcome.choice
@@ -57,7 +65,7 @@ def feature_columns(
         "family": [concept and concept.family for concept in known],
         "label": [name if labelled else None for name, labelled in zip(names, outcome.labelled_F, strict=True)],
         "status": statuses(measured, concepts.registers),
-        **_grain_columns(measured, at),
+        **_grain_columns(measured, at, rate),
         "screened": outcome.concept.screened_F,
         "auroc_selection": choice.auroc_F,
         "p_selection_first": outcome.concept.p_selection_F2[:, 0],
@@ -81,11 +89,11 @@ def feature_columns(
     }
 
 
-def _grain_columns(measured: Measured, at: list[int | None]) -> dict[str, Any]:
+def _grain_columns(measured: Measured, at: list[int | None], rate: float) -> dict[str, Any]:
     """What each label says, by both kinds of families, and what is left of it under each control."""
     given = {int(feature): i for i, feature in enumerate(measured.given_grain.feature_P)}
     given_at = [given.get(feature) for feature in range(len(at))]
-    explained_P = explanations(measured)
+    explained_P = explanations(measured, rate)
     return {
         "grain": _some(measured.grain.kind_P, at),
         "scope": _some(measured.grain.scope_P, at),
@@ -110,19 +118,11 @@ def _control_p(name: str, one: Controlled) -> np.ndarray:
     return np.asarray(one.p_PR.min(1) if name == "bag" else one.p_PR.max(1))
 
 
-def explanations(measured: Measured) -> list[list[str]]:
-    """The controls that explain each label: without them its p is no longer as small as that of any label."""
-    limit = max_p(measured)
+def explanations(measured: Measured, rate: float) -> list[list[str]]:
+    """The controls that explain each label: with them taken out its p is no longer as small as a label's must be."""
+    limit = critical_p(*tested_and_passed(measured.outcome, rate), rate)
     p = {name: _control_p(name, one) for name, one in measured.controls.items()}
     return [[name for name in p if p[name][i] > limit] for i in range(len(measured.grain.feature_P))]
-
-
-def max_p(measured: Measured) -> float:
-    """The largest held-out p with which a feature was labelled: what a label must stay below under every control."""
-    kinds = (measured.outcome.concept, measured.outcome.family, measured.outcome.norm)
-    lowest_F = np.min([np.where(one.screened_F, one.p_F2.max(1), np.inf) for one in kinds], axis=0)
-    labelled_F = measured.outcome.labelled_F
-    return float(lowest_F[labelled_F].max()) if labelled_F.any() else 0.0
 
 
 def scope_auroc(measured: Measured) -> np.ndarray:
