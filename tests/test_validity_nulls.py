@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("validity") / "run"
-    create_or_check(folder, parse_config(planted.config | {"dictionaries": [DICTIONARY]}, "the planted config"))
+    changes = {"dictionaries": [DICTIONARY], "label": planted.config["label"] | {"permutations": 20}}
+    create_or_check(folder, parse_config(planted.config | changes, "the planted config"))
     run_stages(folder, ["harvest", f"train:{NAME}", f"label:{NAME}"])
     return folder
 
