@@ -6,7 +6,15 @@ import pytest
 from sae_emotions.label.baselines import difference_of_means
 from sae_emotions.label.layout import Panel, panel
 from sae_emotions.label.probes import centred, logistic_regression, own_label, sample, without_components
-from sae_emotions.label.sparse_probes import Picked, l1_logistic, ridge_weights, stepwise
+from sae_emotions.label.sparse_probes import (
+    Picked,
+    candidates,
+    few_features,
+    l1_logistic,
+    ridge_weights,
+    stepwise,
+    targets,
+)
 from tests.test_label_statistics import small_layout
 
 
@@ -129,7 +137,7 @@ def test_l1_logistic_picks_what_was_planted() -> None:
     rng = np.random.default_rng(8)
     x = np.maximum(rng.standard_normal((400, 30)) - 1, 0).astype(np.float32)
     y = np.stack([x[:, a] + x[:, b] > 1.2 for a, b in ((3, 9), (17, 2))], axis=1).astype(np.float32)
-    found = l1_logistic(x - x.mean(0), y, 2, candidates=12)
+    found = l1_logistic(x - x.mean(0), y, 2, count=12)
     assert [set(row) for row in found.feature_CK.tolist()] == [{3, 9}, {17, 2}]
     assert (found.weight_CK > 0).all()
 
@@ -141,3 +149,39 @@ def test_difference_of_means_of_one_panel_twice_is_that_of_the_panel() -> None:
     for c in range(4):
         own = np.stack([values[4 * s + c] - values[4 * s : 4 * s + 4].mean(0) for s in range(3)]).mean(0)
         np.testing.assert_allclose(twice[c], own)
+
+
+def near_synonyms(rng: np.random.Generator, topics: int) -> tuple[Panel, np.ndarray]:
+    """Twelve concepts in three families of four: a feature each, a family's feature each, and fifty of noise."""
+    whole = grid(12, topics)
+    acts = 0.5 * np.maximum(rng.standard_normal((12 * topics, 60)), 0)
+    for c in range(12):
+        acts[whole.rows_CS[c], c] += 1.0
+        acts[whole.rows_CS[c], 12 + c // 4] += 1.0
+    return whole, acts.astype(np.float32)
+
+
+def test_few_features_are_the_concepts_own_and_its_familys() -> None:
+    whole, acts = near_synonyms(np.random.default_rng(10), 12)
+    rows = sample((whole, whole))
+    found = few_features(acts[rows.text_N], rows, 12, 2)
+    assert [set(row) for row in found.feature_CK.tolist()] == [{c, 12 + c // 4} for c in range(12)]
+    assert (found.weight_CK > 0).all()
+    assert few_features(acts[rows.text_N], rows, 12, 100).feature_CK.shape == (12, 60)
+
+
+def test_targets_rank_the_own_text_first_and_the_familys_before_the_others() -> None:
+    whole, acts = near_synonyms(np.random.default_rng(11), 12)
+    rows = sample((whole,))
+    target = targets(centred(acts[rows.text_N], rows), rows, 12)
+    own = rows.concept_N[:, None] == np.arange(12)
+    family = ~own & (rows.concept_N[:, None] // 4 == np.arange(12) // 4)
+    assert target[own].mean() > target[family].mean() > target[~own & ~family].mean()
+    for s in range(12):
+        np.testing.assert_allclose(target[rows.stratum_N == s].mean(0), 0, atol=1e-5)
+
+
+def test_candidates_tell_concepts_apart() -> None:
+    whole, acts = near_synonyms(np.random.default_rng(12), 12)
+    rows = sample((whole,))
+    assert candidates(centred(acts[rows.text_N], rows), own_label(rows, 12), 15).tolist() == list(range(15))

@@ -109,7 +109,7 @@ def test_features_stand_beside_other_methods_after_every_training(folder: Path) 
     }
     for found in cells.values():
         assert set(found["methods"]) == set(told["methods"]) == {
-            "single", "five", "sixteen", "dense", "dense_denoised", "tfidf", "embeddings"
+            "single", "five", "sixteen", "all_features", "dense", "dense_denoised", "tfidf", "embeddings"
         }  # fmt: skip
         for figures in found["methods"].values():
             assert len(TRUTH.labelled) <= figures["at_least_90"]["raw"] + 2

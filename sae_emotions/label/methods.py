@@ -12,12 +12,12 @@ from sae_emotions.label.baselines import difference_of_means, tfidf_scores
 from sae_emotions.label.layout import Layout
 from sae_emotions.label.probes import centred, logistic_regression, own_label, sample, without_components
 from sae_emotions.label.ranks import auroc, doubled_midranks
-from sae_emotions.label.sparse_probes import l1_logistic, stepwise
+from sae_emotions.label.sparse_probes import few_features, l1_logistic
 from sae_emotions.label.transfer import Method, Pair, Scored, cross_validated_auroc
 
 FOLDS = 3
 DIRECTIONS = 20
-L2 = (0.01, 0.1, 1.0, 10.0, 100.0)
+L2 = (10.0, 100.0, 1000.0, 10000.0)
 """of the residual logistic regression, in units of the residual's mean variance"""
 
 Choose = Callable[[np.ndarray, Pair], np.ndarray]
@@ -107,36 +107,37 @@ def bag_of_words(texts: Sequence[str]) -> Method:
     return lambda panels: Scored((tfidf_scores(texts, panels),))
 
 
-def few(acts_TF: np.ndarray, resid_TD: np.ndarray, picks: int, ridge: float = 30.0) -> Method:
-    """`picks` features a concept by stepwise regression of the dense score."""
+def few(values_TF: np.ndarray, picks: int) -> Method:
+    """`picks` features a concept, chosen and weighted together (`few_features`)."""
 
     def fit(panels: Pair) -> Scored:
         rows = sample(panels)
-        dense_CD = difference_of_means(resid_TD, panels).astype(np.float32)
-        target_NC = centred(resid_TD[rows.text_N] @ dense_CD.T, rows)
-        picked = stepwise(centred(acts_TF[rows.text_N], rows), target_NC, picks, ridge)
-        return Scored((picked.scores(acts_TF),), picked.feature_CK)
+        picked = few_features(values_TF[rows.text_N], rows, len(panels[0].rows_CS), picks)
+        return Scored((picked.scores(values_TF),), picked.feature_CK)
 
     return fit
 
 
-def picked_by_l1(acts_TF: np.ndarray, picks: int) -> Method:
+def picked_by_l1(values_TF: np.ndarray, picks: int) -> Method:
     """`picks` features a concept as an L1 logistic regression takes them up."""
 
     def fit(panels: Pair) -> Scored:
         rows = sample(panels)
-        picked = l1_logistic(centred(acts_TF[rows.text_N], rows), own_label(rows, len(panels[0].rows_CS)), picks)
-        return Scored((picked.scores(acts_TF),), picked.feature_CK)
+        picked = l1_logistic(centred(values_TF[rows.text_N], rows), own_label(rows, len(panels[0].rows_CS)), picks)
+        return Scored((picked.scores(values_TF),), picked.feature_CK)
 
     return fit
 
 
 def run_methods(material: Material, choose: Choose) -> dict[str, Method]:
-    """What every run compares."""
+    """What every run compares. Several features together are read by the square roots of their activations: a loud feature
+    does not drown the others."""
+    root_TF = np.sqrt(material.acts_TF)
     return {
         "single": single(material.acts_TF, material.ranks_TF, choose),
-        "five": few(material.acts_TF, material.resid_TD, 5),
-        "sixteen": few(material.acts_TF, material.resid_TD, 16),
+        "five": few(root_TF, 5),
+        "sixteen": few(root_TF, 16),
+        "all_features": difference(root_TF),
         "dense": difference(material.resid_TD),
         "dense_denoised": denoised(material.resid_TD, material.general_MD),
         "tfidf": bag_of_words(material.texts),
@@ -148,9 +149,10 @@ def further_methods(
     material: Material, found: Layout, choose: Choose, seed: int, neutral_MD: np.ndarray | None = None
 ) -> dict[str, Method]:
     """What takes longer, and the controls. `neutral_MD`: mean residual stream of texts written to show no concept."""
+    root_TF = np.sqrt(material.acts_TF)
     methods = {
-        "five_l1": picked_by_l1(material.acts_TF, 5),
-        "sixteen_l1": picked_by_l1(material.acts_TF, 16),
+        "five_l1": picked_by_l1(root_TF, 5),
+        "sixteen_l1": picked_by_l1(root_TF, 16),
         "logistic": logistic(material.resid_TD),
         "best_dimension": best_dimension(material.resid_TD, found, choose),
         "random_direction": random_directions(material.resid_TD, found, seed),
@@ -162,8 +164,9 @@ def further_methods(
 
 DESCRIBED = {
     "single": "one feature a concept, by the labelling rule on the training texts",
-    "five": "five features a concept",
-    "sixteen": "sixteen features a concept",
+    "five": "five features a concept, by stepwise regression on square roots of activations",
+    "sixteen": "sixteen features a concept, by stepwise regression on square roots of activations",
+    "all_features": "difference of means of the square roots of all features' activations",
     "five_l1": "five features as an L1 logistic regression takes them up, refitted without the L1 penalty",
     "sixteen_l1": "sixteen features as an L1 logistic regression takes them up, refitted without the L1 penalty",
     "dense": "difference of means in the residual stream",

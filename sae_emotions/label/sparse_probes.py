@@ -1,11 +1,31 @@
 """Read-outs of a few features a concept, all concepts at once.
 
+A concept has a dozen texts among thousands, and a regression on these labels alone picks features that fit those texts
+and do not carry over to another register. So each text's target says more than whether it shows the concept: also how close
+its own concept is to it, and how a read-out of all features scores it (`targets`). Chosen by cross-validation (three folds)
+over the topics of the built-in selection set, sixteen features on square roots of SmolLM2-135M's story means at block 22,
+AUROC on the other folds' topics, trained > read:
+
+                            both > plain  both > literary  plain > literary  literary > plain
+    labels alone                    .988             .847              .760              .846
+    all features' score alone       .984             .903              .871              .909
+    as it stands                    .990             .917              .872              .922
+    dense vector                    .986             .917              .893              .930
+    all features                    .998             .941              .915              .950
+
 Shapes: N texts of the training panels, C concepts, F features, K picks, m candidates.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from sae_emotions.label.probes import Sample, centred, own_label
+
+OWN, NEAR = 0.4, 0.3
+"""shares of the label and of its concept's closeness in a text's target; the rest is all features' score"""
+RIDGE = 100.0
+CANDIDATES = 1024
 
 
 class Picked(NamedTuple):
@@ -18,6 +38,45 @@ class Picked(NamedTuple):
         """Score of every text for every concept. (T, C)"""
         found = [acts_TF[:, f_K] @ w_K for f_K, w_K in zip(self.feature_CK, self.weight_CK, strict=True)]
         return np.stack(found, axis=1)
+
+
+def candidates(x_NF: np.ndarray, y_NC: np.ndarray, count: int = CANDIDATES) -> np.ndarray:
+    """The `count` features that vary most between concepts, as a share of how they vary at all; in rising order.
+
+    A twentieth of the mean feature's variation is added to each one's: a feature of two texts does not come first.
+    """
+    all_F = (x_NF**2).sum(0)
+    between_F = ((y_NC.T @ x_NF) ** 2 / np.maximum(y_NC.sum(0), 1)[:, None]).sum(0)
+    share_F = between_F / np.maximum(all_F + 0.05 * all_F.mean(), 1e-12)
+    return np.sort(np.argsort(-share_F, kind="stable")[:count])
+
+
+def targets(x_NF: np.ndarray, rows: Sample, concepts: int) -> np.ndarray:
+    """What a few features are to reproduce: label, closeness of the text's concept, score by the difference of means. (N, C)
+
+    Each part is centred within topic and has length one before they are mixed. Closeness of two concepts is the cosine of
+    their differences of means, negative ones counted as none.
+    """
+    y_NC = own_label(rows, concepts)
+    mean_CF = (y_NC.T @ x_NF) / np.maximum(y_NC.sum(0), 1)[:, None]
+    unit_CF = mean_CF / np.maximum(np.linalg.norm(mean_CF, axis=1, keepdims=True), 1e-12)
+    close_CC = np.maximum(unit_CF @ unit_CF.T, 0)
+    np.fill_diagonal(close_CC, 0)
+    parts = ((OWN, y_NC), (NEAR, close_CC[rows.concept_N]), (1 - OWN - NEAR, x_NF @ mean_CF.T))
+    total_NC = np.zeros_like(y_NC)
+    for share, part_NC in parts:
+        around_NC = centred(part_NC, rows)
+        total_NC += np.float32(share) * around_NC / np.maximum(np.linalg.norm(around_NC, axis=0), 1e-12)
+    return total_NC
+
+
+def few_features(values_NF: np.ndarray, rows: Sample, concepts: int, picks: int) -> Picked:
+    """`picks` features a concept by `stepwise` regression of `targets`, among the `candidates`."""
+    x_NF = centred(values_NF, rows)
+    some = candidates(x_NF, own_label(rows, concepts))
+    x_Nm = np.ascontiguousarray(x_NF[:, some])
+    found = stepwise(x_Nm, targets(x_Nm, rows, concepts), picks, RIDGE)
+    return found._replace(feature_CK=some[found.feature_CK])
 
 
 def stepwise(x_NF: np.ndarray, target_NC: np.ndarray, picks: int, ridge: float) -> Picked:
@@ -62,10 +121,10 @@ def ridge_weights(x_NF: np.ndarray, target_NC: np.ndarray, feature_CK: np.ndarra
     return np.linalg.solve(gram_CKK, moment_CK[..., None])[..., 0]
 
 
-def l1_logistic(x_NF: np.ndarray, y_NC: np.ndarray, picks: int, candidates: int = 64) -> Picked:
+def l1_logistic(x_NF: np.ndarray, y_NC: np.ndarray, picks: int, count: int = 64) -> Picked:
     """The features that an L1 logistic regression takes up first as its penalty falls, refitted without the L1 penalty.
 
-    Per concept, on the `candidates` features that correlate best with it, in units of their standard deviation. The penalty
+    Per concept, on the `count` features that correlate best with it, in units of their standard deviation. The penalty
     is halved from where nothing is picked until at least `picks` weights are not zero; the largest of these are kept.
     """
     from sklearn.linear_model import LogisticRegression
@@ -74,7 +133,7 @@ def l1_logistic(x_NF: np.ndarray, y_NC: np.ndarray, picks: int, candidates: int 
     correlation_CF = np.abs((y_NC - y_NC.mean(0)).T @ (x_NF / scale_F))
     features, weights = [], []
     for correlation_F, y_N in zip(correlation_CF, y_NC.T, strict=True):
-        some = np.argpartition(-correlation_F, min(candidates, len(correlation_F)) - 1)[:candidates]
+        some = np.argpartition(-correlation_F, min(count, len(correlation_F)) - 1)[:count]
         x_Nm = np.asarray(x_NF[:, some] / scale_F[some], np.float64)
         C = 1 / max(float(correlation_F[some].max()), 1e-6)
         path = LogisticRegression(solver="liblinear", l1_ratio=1.0, C=C, intercept_scaling=10.0, tol=1e-3, max_iter=300)
