@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +35,13 @@ def asked(planted, tmp_path) -> Asked:
     save_file({"dense_CD": dense_CD}, run / "labels" / "planted" / "dense.safetensors")
     for name in ("one", "two"):
         (data / name).mkdir(parents=True)
-        rows = [{"text": " ".join(FILLER[n : n + 7]), "mood": n % 2} for n in range(120)]
+        rows: list[dict[str, Any]] = [{"text": " ".join(FILLER[n : n + 7]), "mood": n % 2} for n in range(120)]
         (data / name / "rows.json").write_text(json.dumps(rows))
+<<<<<<< HEAD
         mapping: dict[str, object] = {
+=======
+        mapping: dict[str, Any] = {
+>>>>>>> human
             "name": name,
             "files": ["rows.json"],
             "split": {"hash": None, "test": 0.5},
