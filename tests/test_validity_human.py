@@ -37,11 +37,7 @@ def asked(planted, tmp_path) -> Asked:
         (data / name).mkdir(parents=True)
         rows: list[dict[str, Any]] = [{"text": " ".join(FILLER[n : n + 7]), "mood": n % 2} for n in range(120)]
         (data / name / "rows.json").write_text(json.dumps(rows))
-<<<<<<< HEAD
-        mapping: dict[str, object] = {
-=======
         mapping: dict[str, Any] = {
->>>>>>> human
             "name": name,
             "files": ["rows.json"],
             "split": {"hash": None, "test": 0.5},
