@@ -26,7 +26,9 @@ def compare(run: Path, names: list[str], folds: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for name in names or [dictionary.name for dictionary in config.dictionaries]:
         dictionary = load_dictionary(run, name)
-        scores = cross_validated(concept_means(config, run, dictionary, selection_only=True), found, folds)
+        scores = cross_validated(
+            concept_means(config, run, dictionary, selection_only=True), found, folds, config.label
+        )
         row = {"dictionary": name, "block": dictionary.block, "d_sae": dictionary.d_sae, "folds": folds}
         rows.append({**row, **{f"auroc_{register}": score for register, score in scores.items()}})
     return rows

@@ -27,9 +27,10 @@ def headline(results: dict[str, Any]) -> str:
     found = (
         f"On SmolLM2-135M-Instruct, block {one['block']}, a dictionary of {one['d_sae']:,} features trained on "
         f"{tokens:,} tokens of reviews and prose and on the selection set's stories: **{labels['features']} features "
-        f"labelled** with {labels['concepts']} concepts at a false discovery rate of 5 %, "
-        f"**{labels['confirmed_concepts']} of 171 concepts confirmed** by their one chosen feature; with labels permuted "
-        f"within topics the same rule labels {labels['null_features']:.2f} features on average. "
+        f"labelled** at a false discovery rate of 5 % ({_grains(labels['grain'])}), "
+        f"**{labels['confirmed_concepts']} of 171 concepts confirmed** by their one chosen feature; of "
+        f"{labels['permutations']} permutations of the labels within topics, {labels['permutations_with_any_label']} let the "
+        "same rule label anything. "
     )
     if causal is None:
         return found + "The causal stage of that run is not finished yet.\n"
@@ -45,6 +46,11 @@ def headline(results: dict[str, Any]) -> str:
         f"not be tested{left}), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls pass the "
         f"same test{group}.\n"
     )
+
+
+def _grains(found: dict[str, int]) -> str:
+    names = {"concept": "with one concept", "family": "with a family", "norm": "with valence or arousal alone"}
+    return ", ".join(f"{found[kind]} {says}" for kind, says in names.items() if kind in found)
 
 
 def scores(results: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sae_emotions.errors import UserError
     from sae_emotions.lookup.run import open
     from sae_emotions.pipeline import run
+    from sae_emotions.steering.steer import steer
 
 _WHERE = {
     "RunConfig": "config",
@@ -19,9 +20,10 @@ _WHERE = {
     "load_config": "config",
     "open": "lookup.run",
     "run": "pipeline",
+    "steer": "steering.steer",
 }
 
-__all__ = ["RunConfig", "UserError", "load_config", "open", "run", "stages"]
+__all__ = ["RunConfig", "UserError", "load_config", "open", "run", "stages", "steer"]
 
 
 def __getattr__(name: str) -> Any:

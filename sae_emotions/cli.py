@@ -57,6 +57,21 @@ def parser() -> argparse.ArgumentParser:
     one = command("report", _stage("report"), "write RUN/report.html and RUN/summary.json")
     one.add_argument("run", type=Path, metavar="RUN", help="run folder")
     one.add_argument("--again", action="store_true", help="do it again although it is done")
+    one = command("vectors", _vectors, "one dense vector a concept at some blocks: geometry, read-outs and batteries")
+    one.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    one.add_argument(
+        "--blocks", type=int, nargs="+", default=(), metavar="N", help="0-based (default: those that were harvested)"
+    )
+    one.add_argument(
+        "--norms",
+        nargs="+",
+        default=(),
+        metavar="CSV",
+        help="ratings of words: FILE, FILE=WORD,VALENCE,AROUSAL (columns by name or number), or vader",
+    )
+    one.add_argument("--clusters", type=Path, metavar="JSON", help="{name: [concept, ...]} (default: the families)")
+    one.add_argument("--dictionary", metavar="NAME", help="compare its features (default: the first labelled one)")
+    one.add_argument("--again", action="store_true", help="do it again although it is done")
     one = command("find", _find, "features of a concept, best held-out AUROC first")
     one.add_argument("word", metavar="WORD", help="a concept or a family of concepts")
     _reading(one)
@@ -66,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     one = command("read", _read, "the tokens of your own text with their labelled features and activations")
     one.add_argument("text", metavar="TEXT", help="a text of at least two tokens; - reads standard input")
     _reading(one)
+    one = command("steer", _steer, "add features to the residual stream and see what the model says, among controls")
+    _steering(one)
     one = command("serve", _serve, "the feature look-up API, on this machine's loopback address alone")
     one.add_argument("run", type=Path, metavar="RUN", help="run folder")
     one.add_argument("--port", type=int, default=8765, metavar="P", help="TCP port, 1 to 65535 (default: %(default)s)")
@@ -99,6 +116,44 @@ def _reading(one: argparse.ArgumentParser) -> None:
     one.add_argument("--run", type=Path, required=True, metavar="RUN", help="run folder")
     one.add_argument("--dictionary", metavar="NAME", help="which dictionary (default: the run's first)")
     _json(one)
+
+
+def _steering(one: argparse.ArgumentParser) -> None:
+    one.add_argument("prompt", nargs="+", metavar="PROMPT", help="a user's turn; - reads standard input")
+    one.add_argument(
+        "--feature", type=int, nargs="+", required=True, metavar="N", help="one, or several added together"
+    )
+    one.add_argument("--dose", type=float, nargs="+", metavar="X", help="one or several; below 0 steers away")
+    one.add_argument(
+        "--unit",
+        choices=["norm", "p99"],
+        default="norm",
+        help="of the mean residual norm, or of each feature's own 99th percentile of activation (default: %(default)s)",
+    )
+    one.add_argument("--concept", metavar="WORD", help="whose word is asked after (default: the features' label)")
+    one.add_argument(
+        "--positions", choices=["all", "prompt"], default="all", help="what is steered (default: %(default)s)"
+    )
+    one.add_argument("--readout", metavar="TEXT", help="what the words follow (default: the concept set's own)")
+    one.add_argument("--raw", action="store_true", help="take the prompt as it is, not as a user's turn")
+    one.add_argument(
+        "--tokens", type=int, default=30, metavar="N", help="length of the continuations (default: %(default)s)"
+    )
+    one.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (default: %(default)s)"
+    )
+    one.add_argument(
+        "--controls",
+        type=int,
+        default=20,
+        metavar="N",
+        help="controls of each kind, at least 20 (default: %(default)s)",
+    )
+    one.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of controls and drawn tokens (default: %(default)s)"
+    )
+    one.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw curve and words")
+    _reading(one)
 
 
 def _print(data: Any) -> None:
@@ -177,6 +232,14 @@ def _stage(stage: str) -> Callable[[argparse.Namespace], None]:
     return work
 
 
+def _vectors(options: argparse.Namespace) -> None:
+    from sae_emotions.report.vectors import vectors_table
+    from sae_emotions.vectors.vectors import vectors
+
+    vectors(options.run, options.blocks, options.norms, options.clusters, options.dictionary, options.again)
+    print(vectors_table(options.run))
+
+
 def _opened(options: argparse.Namespace) -> Any:
     from sae_emotions.lookup.run import open as open_run
 
@@ -209,6 +272,27 @@ def _read(options: argparse.Namespace) -> None:
     text = sys.stdin.read() if options.text == "-" else options.text
     reading = _opened(options).read(text, dictionary=options.dictionary)
     _print(reading.to_dict()) if options.json else print(read_table(reading, colour=sys.stdout.isatty()))
+
+
+def _steer(options: argparse.Namespace) -> None:
+    from sae_emotions.steering.picture import check_picture, steer_picture
+    from sae_emotions.steering.steer import steer
+    from sae_emotions.steering.text import steer_text
+
+    if options.picture is not None:
+        check_picture(options.picture)
+    names = ("dictionary", "concept", "positions", "readout", "raw", "tokens", "controls", "temperature", "seed")
+    found = steer(
+        options.run,
+        [sys.stdin.read() if one == "-" else one for one in options.prompt],
+        options.feature,
+        options.dose,
+        options.unit,
+        **{name: getattr(options, name) for name in names},
+    )
+    if options.picture is not None:
+        steer_picture(found, options.picture)
+    _print(found.to_dict()) if options.json else print(steer_text(found))
 
 
 def _serve(options: argparse.Namespace) -> None:

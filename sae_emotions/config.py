@@ -39,6 +39,10 @@ class ModelConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="compute type; auto takes bfloat16 where this machine is fast at it"
     )
+    weights: Literal["trained", "random", "permuted"] = Field(
+        "trained", description="trained, or as a null random at each matrix's scale, or permuted within each tensor"
+    )
+    weights_seed: Natural = Field(0, description="seed of random or permuted weights")
 
 
 class TextSource(Config):
@@ -106,7 +110,7 @@ class TrainingConfig(Config):
     """How an SAE is trained."""
 
     architecture: Literal["topk", "batchtopk", "jumprelu", "matryoshka_batchtopk", "gated", "standard"] = "topk"
-    epochs: float = Field(1.0, gt=0, description="passes over the rows")
+    epochs: float = Field(1.0, ge=0, description="passes over the rows; 0 leaves the random weights as a null")
     batch: Positive = Field(4096, description="rows a step")
     lr: float = Field(4e-4, gt=0, description="Adam's learning rate at its plateau")
     l1: float = Field(1.0, gt=0, description="sparsity coefficient (standard, gated; jumprelu's l0 coefficient)")
@@ -157,10 +161,13 @@ class LabelConfig(Config):
     """The labelling rule. Defaults are the rule of the README."""
 
     skip_tokens: Natural = Field(10, description="opening tokens of each text left out")
+    own: float = Field(0.1, ge=0, le=1, description="share of a concept's strength that its neighbours do not have")
+    apart: float = Field(2.0, ge=0, description="variance that a register has alone, in units of the shared one")
+    families: Positive = Field(30, description="families that the selection texts are clustered into")
     screen_p: float = Field(1e-2, gt=0, lt=1, description="a register's p must be below this to survive")
     screen_product: float = Field(1e-8, gt=0, lt=1, description="the registers' product of p must be below this")
     q: float = Field(0.05, gt=0, lt=1, description="false discovery rate")
-    permutations: Annotated[int, Field(ge=20)] = Field(20, description="label permutations through the whole rule")
+    permutations: Annotated[int, Field(ge=20)] = Field(200, description="label permutations through the whole rule")
     bootstraps: Positive = Field(1000, description="resamples for intervals")
     examples: Positive = Field(8, description="top contexts a feature")
     example_tokens: Positive = Field(24, description="tokens a context")
@@ -169,7 +176,10 @@ class LabelConfig(Config):
 class AblateConfig(Config):
     """The causal test."""
 
-    features: Positive | None = Field(None, description="labelled features to test, at most; null tests all")
+    features: Positive | None = Field(
+        None, description="labelled features to test, at most, the first of the screen; null tests all"
+    )
+    screen_texts: Positive = Field(2, description="selection texts a concept on which its features are screened")
     min_texts: Positive = Field(12, description="texts in which a feature must fire, else not testable")
     max_texts: Positive = Field(12, description="texts a feature at most")
     controls: Positive = Field(1000, description="held-back matched controls to pool, at least")

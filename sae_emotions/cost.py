@@ -99,7 +99,8 @@ def estimate(
         if f"ablate:{name}" not in done:
             above = blocks - dictionary.block - 1
             features = min(LABELLED, config.ablate.features or LABELLED)
-            operations = ablation(config.ablate, features, above, 2 * a_block, 2 * width * model["vocabulary"])
+            parts = (dictionary.block + 1, above)
+            operations = ablation(config.ablate, LABELLED, parts, 2 * a_block, 2 * width * model["vocabulary"])
             what = f"about {features} labelled features and {config.ablate.controls:,} held-back controls through {above} blocks"
             lines.append(Line(f"ablate {name}", what, operations / (rate * share.ablation) / 60))
     if "report" not in done:

@@ -27,8 +27,11 @@ def editable(ids_BS: torch.Tensor, mask_BS: torch.Tensor | None, special: Collec
     """
     real_BS = torch.ones_like(ids_BS, dtype=torch.bool) if mask_BS is None else mask_BS.bool()
     first_BS = real_BS & (real_BS.cumsum(1) == 1)
-    special_X = torch.tensor(sorted(special), dtype=ids_BS.dtype, device=ids_BS.device)
-    return real_BS & ~first_BS & ~torch.isin(ids_BS, special_X)
+    return real_BS & ~first_BS & ~_among(ids_BS, special)
+
+
+def _among(ids_BS: torch.Tensor, special: Collection[int]) -> torch.Tensor:
+    return torch.isin(ids_BS, torch.tensor(sorted(special), dtype=ids_BS.dtype, device=ids_BS.device))
 
 
 def hidden(output: object) -> torch.Tensor:
@@ -58,8 +61,9 @@ def edited(
 
     The model must be called with `input_ids`, by keyword or first: they say which positions may be edited. `special`
     are the token ids that never are. Real tokens are those of `mask_BS`, else of the call's `attention_mask`, else all:
-    give `mask_BS` where a batch padded on the right is run without an attention mask. `edit=None` leaves the model
-    alone. The model is restored on leaving, by an error too. Raises `UserError` where the block does not exist.
+    give `mask_BS` where a batch padded on the right is run without an attention mask. In a call that goes on from a
+    filled `cache` all tokens are real, and none is the first. `edit=None` leaves the model alone. The model is restored on
+    leaving, by an error too. Raises `UserError` where the block does not exist.
     """
     blocks = decoder_blocks(model)
     if not 0 <= block < len(blocks):
@@ -71,7 +75,11 @@ def edited(
 
     def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids_BS = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        keep[:] = [editable(ids_BS, kwargs.get("attention_mask") if mask_BS is None else mask_BS, special)]
+        past = kwargs.get("cache")
+        if past is not None and past.get_seq_length():
+            keep[:] = [~_among(ids_BS, special)]
+        else:
+            keep[:] = [editable(ids_BS, kwargs.get("attention_mask") if mask_BS is None else mask_BS, special)]
 
     def after(module: torch.nn.Module, args: object, output: Any) -> Any:
         x_BSD = hidden(output)

@@ -9,7 +9,7 @@ attention), an embedding scale cannot touch the residual, and rotary positions, 
 model's. Keys and values travel in an object with the one method of transformers' caches that attention calls.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -87,8 +87,8 @@ class Above(NamedTuple):
 class Upper:
     """The part of a model above the residual stream after `block` (0-based).
 
-    `block_tokens` counts positions times blocks computed above the hook, as what a saving is measured against. Raises
-    `UserError` where the block does not exist, or where this architecture gives other logits this way than by itself.
+    `block_tokens` counts positions times blocks computed, as what a saving is measured against; a pass back counts like one
+    up. Raises `UserError` where the block does not exist, or where this architecture gives other logits this way than by itself.
     """
 
     def __init__(self, model: Any, block: int) -> None:
@@ -107,6 +107,7 @@ class Upper:
     ) -> torch.Tensor:
         """x_BQD after the hook's block, unedited, by the lower part. `see_BQK` (bool) replaces the causal mask."""
         found: list[torch.Tensor] = []
+        self.block_tokens += ids_BQ.numel() * (self.block + 1)
 
         def stop(module: torch.nn.Module, args: object, output: object) -> None:
             found.append(hidden(output))
@@ -166,6 +167,56 @@ class Upper:
         looks = self._looks(positions_BQ[:, -W:], at_BK, see_BQK[:, -W:])
         out = self._forward(self.last - 1, entering[0][:, -W:], finish, W, looks)
         return Above(out.logits, memory.seen)
+
+    def gradient(
+        self,
+        x_BQD: torch.Tensor,
+        wanted: int,
+        read: Callable[[torch.Tensor], torch.Tensor],
+        reached: int | None = None,
+    ) -> torch.Tensor:
+        """Gradient by `x_BQD` of the one number that `read` makes of the logits of the last `wanted` positions (B x W x V).
+
+        With `reached`, `read` gets the residual stream after that block instead (B x W x D). Two passes above the hook, one
+        up and one back, both counted; plain causal attention. The gradient is float32.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            given_BQD = x_BQD.clone().requires_grad_()
+            out = self.outputs(given_BQD, wanted, reached)
+            (grad_BQD,) = torch.autograd.grad(read(out), given_BQD)
+        self.block_tokens += (
+            x_BQD.shape[0] * x_BQD.shape[1] * ((self.last if reached is None else reached) - self.block)
+        )
+        return grad_BQD.float()
+
+    def outputs(self, x_BQD: torch.Tensor, wanted: int, reached: int | None = None) -> torch.Tensor:
+        """Logits of the last `wanted` positions (B x W x V), or the residual stream after block `reached` (B x W x D).
+
+        Plain causal attention; gradients flow where they are on.
+        """
+        self.block_tokens += (
+            x_BQD.shape[0] * x_BQD.shape[1] * ((self.last if reached is None else reached) - self.block)
+        )
+        if reached is not None:
+            return self._until(reached, x_BQD)[:, -wanted:]
+        logits: torch.Tensor = self._forward(self.block, x_BQD, None, wanted, {}).logits
+        return logits
+
+    def _until(self, reached: int, given_BQD: torch.Tensor) -> torch.Tensor:
+        found: list[torch.Tensor] = []
+
+        def stop(module: torch.nn.Module, args: object, output: object) -> None:
+            found.append(hidden(output))
+            raise _Enough
+
+        handle = self.blocks[reached].register_forward_hook(stop)
+        try:
+            self._forward(self.block, given_BQD, None, 1, {})
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
 
     def _forward(
         self, block: int, given_BQD: torch.Tensor, memory: _Memory | None, wanted: int, looks: dict[str, Any]

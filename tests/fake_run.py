@@ -20,6 +20,7 @@ LONE = "hungry"
 FEATURES, WIDTH, PERMUTATIONS = 40, 16, 20
 FIRST, SECOND = "block2-topk-40", "block3-loaded"
 LABELLED = {3: "afraid", 5: "afraid", 8: "joyful", 13: "ill at ease", 21: "thrilled"}
+FAMILY = {13: "ill at ease, uneasy, tense …"}
 PLAIN_ONLY, CHOSEN_FOR_STARTLED, CAUSAL, UNTESTABLE = 30, 3, (3, 8), 21
 
 
@@ -98,6 +99,7 @@ def _feature_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "family": dict(names)[own],
         "label": label,
         "status": "labelled" if label else "plain only" if number == PLAIN_ONLY else "none",
+        **_grain(label, number),
         "screened": label is not None or number == PLAIN_ONLY,
         "auroc_selection": low + 0.1,
         "p_selection_first": p,
@@ -108,6 +110,8 @@ def _feature_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "p_second": p / 2,
         "p": p,
         "q": min(1.0, 4 * p) if label or number == PLAIN_ONLY else None,
+        "q_family": 0.01 if number in FAMILY else None,
+        "q_norm": None,
         # A cosine that could not be computed: readers must turn it into null.
         "cosine_dense": float("nan") if number == 0 else 0.3,
         "density": 0.01 * (number + 1),
@@ -118,6 +122,24 @@ def _feature_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "bottom_tokens": [" calm", " </td>"],
         "bottom_logits": [-2.0, -1.0],
     }
+
+
+def _grain(label: str | None, number: int) -> dict[str, Any]:
+    controls = ("named", "person", "length", "bag")
+    kind = "family" if number in FAMILY else "concept"
+    found: dict[str, Any] = {
+        "grain": kind,
+        "scope": FAMILY.get(number, label),
+        "auroc_scope": 0.77,
+        "p_within_family": 0.3 if number in FAMILY else 0.001,
+        "p_beyond_norms": 0.002 if number in FAMILY else None,
+        "given_grain": "concept",
+        "given_scope": label,
+        **{f"auroc_without_{name}": 0.75 for name in controls},
+        **{f"p_without_{name}": 0.001 for name in controls},
+        "explained_by": ["length"] if number in FAMILY else [],
+    }
+    return found if label else dict.fromkeys(found)
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -182,6 +204,26 @@ def _examples(feature: dict[str, Any], rng: np.random.Generator) -> list[dict[st
     return found[::-1]
 
 
+JOINT = {
+    "concepts": 2,
+    "features": 5,
+    "tested": 2,
+    "confirmed": 1,
+    "control_groups_tested": 10,
+    "control_groups_confirmed": 0,
+    "median_effect": -0.12,
+    "median_sum_of_single": -0.1,
+    "p_joint_differs_from_sum": 0.031,
+    "beyond_sum": 2,
+}
+SCREEN = {
+    "features": 40,
+    "texts": 8,
+    "rank_agreement_same_texts": {"rho": 0.97, "low": 0.9, "high": 0.99, "pairs": 30},
+    "rank_agreement_held_out": {"rho": 0.61, "low": 0.2, "high": 0.8, "pairs": 30},
+}
+
+
 def _causal(folder: Path, rng: np.random.Generator) -> None:
     rows = [
         _effect(number, concept, *one)
@@ -192,7 +234,10 @@ def _causal(folder: Path, rng: np.random.Generator) -> None:
     write_table(folder / "effects.parquet", "effects", _columns(rows))
     write_table(folder / "verdicts.parquet", "verdicts", _columns([_verdict(*one) for one in LABELLED.items()]))
     counts = {"tested": 4, "confirmed": 2, "not_testable": 1, "controls_tested": 16, "controls_confirmed": 0}
-    write_json(folder / "summary.json", counts | {"rule": "z against held-back controls; Benjamini-Hochberg at 5 %"})
+    more = {"joint": JOINT, "screen": SCREEN, "times_fewer_than_full_forwards": 14.2}
+    write_json(
+        folder / "summary.json", counts | more | {"rule": "z against held-back controls; Benjamini-Hochberg at 5 %"}
+    )
 
 
 def _interventions(number: int, rng: np.random.Generator) -> list[tuple[str, int | None, str | None, float]]:
@@ -215,8 +260,8 @@ def _effect(number: int, concept: str, kind: str, control: int | None, half: str
 
 
 def _verdict(number: int, concept: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"feature": number, "concept": concept}
     z = _z(number)
+    row: dict[str, Any] = {"feature": number, "concept": concept, "first_order": 0.01 * z, "first_order_score": 0.3 * z}
     numbers: dict[str, Any] = {"effect": 0.02 * z, "z": z, "p": 1e-3, "q": 4e-3, "rank": 1}
     numbers |= {"dense_effect": -0.5, "dense_p": 1e-3, "kl": 2e-4, "kl_flag": False}
     if number == UNTESTABLE:

@@ -119,11 +119,14 @@ def test_few_whole_words_or_one_family_fall_back_to_all():
 
 def test_the_estimate_grows_with_features_texts_and_blocks():
     small, large = AblateConfig(max_texts=12), AblateConfig(max_texts=24)
-    base = estimate(small, 100, 7, 7e6, 57e6)
-    assert estimate(small, 0, 7, 7e6, 57e6) == 0
-    assert base < estimate(small, 200, 7, 7e6, 57e6) < 2 * base
-    assert 1.8 * base < estimate(large, 100, 7, 7e6, 57e6) < 2 * base
-    assert estimate(small, 100, 14, 7e6, 57e6) > 1.8 * base
+    base = estimate(small, 100, (23, 7), 7e6, 57e6)
+    assert estimate(small, 0, (23, 7), 7e6, 57e6) == 0
+    assert base < estimate(small, 200, (23, 7), 7e6, 57e6) < 2 * base
+    assert 1.5 * base < estimate(large, 100, (23, 7), 7e6, 57e6) < 2 * base
+    assert estimate(small, 100, (23, 14), 7e6, 57e6) > 1.6 * base
+    # What is left out of the test is screened all the same.
+    some = small.model_copy(update={"features": 100})
+    assert base < estimate(some, 200, (23, 7), 7e6, 57e6) < estimate(small, 200, (23, 7), 7e6, 57e6)
 
 
 def test_as_many_controls_are_judged_as_were_asked_for_though_some_features_fall_out() -> None:

@@ -11,15 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eval.validity import causal as section
+from eval.validity.asked import Asked
 from sae_emotions.causal import runners
 from sae_emotions.causal.ablate import ablate
-from sae_emotions.causal.material import first_of_each
 from sae_emotions.config import parse_config
 from sae_emotions.errors import UserError
 from sae_emotions.run_folder import create_or_check
 from sae_emotions.schema import TABLES
 from sae_emotions.stages import harvest, train
-from tests.planted import D, latents, truth
+from tests.planted import BLOCK, D, directions, latents, truth
 from tests.planted_words import CONCEPTS, KINDS
 
 TRUTH = truth()
@@ -61,8 +62,9 @@ def label(run: Path, labels: dict[int, str]) -> None:
 
 def tables(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
     folder = run / "causal" / NAME
-    found = [pq.read_table(folder / f"{name}.parquet") for name in ("effects", "verdicts")]
-    for name, table in zip(("effects", "verdicts"), found, strict=True):
+    names = ("effects", "verdicts", "joint", "screen")
+    found = [pq.read_table(folder / f"{name}.parquet") for name in names]
+    for name, table in zip(names, found, strict=True):
         assert table.column_names == [column.name for column in TABLES[name]]
     return found[0].to_pylist(), found[1].to_pylist(), json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
@@ -70,8 +72,9 @@ def tables(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
 def test_without_a_label_there_are_empty_tables_and_a_summary_that_says_so(config, run):
     label(run, {})
     ablate(config, run, NAME)
-    effects, verdicts, summary = tables(run)
+    effects, verdicts, *_, summary = tables(run)
     assert effects == verdicts == []
+    assert all(pq.read_table(run / "causal" / NAME / f"{name}.parquet").num_rows == 0 for name in ("joint", "screen"))
     assert summary["tested"] == summary["confirmed"] == summary["not_testable"] == 0
     assert "no labelled feature" in summary["rule"]
 
@@ -80,7 +83,7 @@ def test_a_label_that_never_fires_is_not_testable(config, run):
     dead = min(TRUTH.dead)
     label(run, {dead: CONCEPTS[0]})
     ablate(config, run, NAME)
-    effects, verdicts, summary = tables(run)
+    effects, verdicts, *_, summary = tables(run)
     assert effects == []
     assert [(row["feature"], row["verdict"], row["texts"]) for row in verdicts] == [(dead, "not testable", 0)]
     assert "fires in 0 held-out texts" in verdicts[0]["reason"]
@@ -99,7 +102,9 @@ def test_a_rerun_gives_the_same_tables_and_counts_its_work(config, run):
     summary = first[2]
     assert summary["not_testable"] >= 1
     assert 0 < summary["largest_change_by_removing_nothing"] + 1e-9 < 1e-4
-    assert summary["block_tokens"] < summary["block_tokens_of_full_forwards"]
+    assert summary["block_tokens"] == sum(summary["block_tokens_by_phase"].values())
+    assert min(summary["block_tokens_by_phase"].values()) > 0
+    assert summary["times_fewer_than_full_forwards_a_removal"] > 3
 
 
 def test_changes_alone_give_the_effects_of_whole_passes(config, run, monkeypatch):
@@ -123,21 +128,58 @@ def test_changes_alone_give_the_effects_of_whole_passes(config, run, monkeypatch
     assert again[0]["kl"] == pytest.approx(judged[0]["kl"], rel=0.05, abs=1e-5)
 
 
-def test_each_concepts_best_feature_comes_first():
-    labels, auroc_X = ["a", "a", "b", "a", "c"], np.array([0.9, 0.8, 0.6, 0.95, 0.7])
-    found = {most: first_of_each(labels, auroc_X, most).tolist() for most in (1, 3, 4, 5, None)}
-    assert found == {1: [3], 3: [2, 3, 4], 4: [0, 2, 3, 4], 5: [0, 1, 2, 3, 4], None: [0, 1, 2, 3, 4]}
+def limited(config, features: int):
+    return config.model_copy(update={"ablate": config.ablate.model_copy(update={"features": features})})
 
 
-def test_features_beyond_the_limit_are_left_out_and_counted(config, run):
+def test_the_screen_decides_what_is_tested_and_the_rest_is_counted(config, run):
     concept, dead = KINDS["causal"][0], min(TRUTH.dead)
     label(run, {TRUTH.feature[concept]: concept, dead: CONCEPTS[0]})
-    best = max(TRUTH.feature[concept], dead)  # the hand-made AUROC grows with the number
-    ablate(config.model_copy(update={"ablate": config.ablate.model_copy(update={"features": 1})}), run, NAME)
-    _, verdicts, summary = tables(run)
-    assert [row["feature"] for row in verdicts] == [best]
+    ablate(limited(config, 1), run, NAME)
+    _, (verdict,), summary = tables(run)
+    assert verdict["feature"] == TRUTH.feature[concept]  # the other never fires
+    assert verdict["first_order"] < -0.1
     assert (summary["labelled"], summary["left_out"]) == (2, 1)
     assert summary["tested"] + summary["not_testable"] == 1
+    first = pq.read_table(run / "causal" / NAME / "screen.parquet").to_pylist()
+    mine = {row["feature"]: row for row in first if row["concept"] == concept}
+    assert min(mine.values(), key=lambda row: row["first_order"])["feature"] == TRUTH.feature[concept]
+
+
+def test_features_of_one_concept_are_removed_together(config, run):
+    """Two that the word depends on, and one that it does not: joint and single effects, and the controls', are known."""
+    one, two = KINDS["causal"][:2]
+    label(run, {TRUTH.feature[one]: one, TRUTH.feature[two]: two, TRUTH.feature[KINDS["unread"][0]]: one})
+    ablate(config, run, NAME)
+    (joint,) = pq.read_table(run / "causal" / NAME / "joint.parquet").to_pylist()
+    assert joint["concept"] == one
+    assert sorted(joint["features"]) == sorted([TRUTH.feature[one], TRUTH.feature[KINDS["unread"][0]]])
+    assert joint["effect"] < -0.1
+    assert joint["effect"] == pytest.approx(joint["sum_of_single"], rel=0.2)
+    assert len(joint["reference_effects"]) == len(joint["held_back_effects"]) == 4
+    assert max(map(abs, joint["held_back_effects"])) < abs(joint["effect"])
+    summary = tables(run)[2]
+    assert summary["joint"]["concepts"] == 1
+    assert summary["joint"]["features"] == 2
+
+
+def test_further_readouts_of_a_run(config, run, monkeypatch):
+    """Block 2 carries some directions to the prompt: what reads them there falls, the dense vectors being theirs."""
+    labels = {TRUTH.feature[concept]: concept for concept in (*KINDS["causal"], *KINDS["unread"])}
+    label(run, labels)
+    of_CD = np.random.default_rng(0).standard_normal((len(CONCEPTS), D))
+    for concept in KINDS["causal"]:
+        of_CD[CONCEPTS.index(concept)] = directions().of[f"concept {concept}"]
+    save_file({"dense_CD": torch.from_numpy(of_CD).float()}, run / "labels" / NAME / "dense.safetensors")
+    monkeypatch.setattr(section, "EXACT", 12)
+    found = section.measured(Asked(run, NAME, None))
+    further = found["reading_further_up"]
+    assert further["block"] == BLOCK + 1
+    assert further["confirmed"] >= 6
+    assert further["controls_confirmed"] <= 0.1 * further["controls_tested"]
+    assert further["first_order_against_exact"]["rho"] > 0.9
+    assert found["continuation"]["texts"] == 60
+    assert "skipped" in found["position"]
 
 
 def test_missing_inputs_are_user_errors(config, run):

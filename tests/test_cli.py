@@ -202,7 +202,8 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.choices is not None
     names = set(commands.choices)
     assert names == {
-        "run", "harvest", "train", "label", "ablate", "report", "find", "show", "read", "serve", "verify", "sources", "doctor"
+        "run", "harvest", "train", "label", "ablate", "report", "vectors", "find", "show", "read", "serve", "verify",
+        "sources", "doctor"
     }  # fmt: skip
     for name in names:
         with pytest.raises(SystemExit) as stopped:

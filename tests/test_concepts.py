@@ -142,3 +142,19 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     (folder / "texts.jsonl").unlink()
     with pytest.raises(UserError, match=r"lacks texts\.jsonl"):
         load_concepts(str(folder))
+
+
+def test_norms_are_numbers_of_every_concept(builtin: ConceptSet, tmp_path: Path) -> None:
+    assert [norm.name for norm in builtin.norms] == ["valence", "arousal"]
+    names = [concept.name for concept in builtin.concepts]
+    valence = dict(zip(names, builtin.norms[0].values, strict=True))
+    assert valence["blissful"] > 7 > 3 > valence["terrified"]
+    table = [["name", "norm_warmth"], ["red", "8"], ["green", "4.5"], ["blue", "2"]]
+    assert load_concepts(str(write_set(tmp_path / "set", concepts=table))).norms == (("warmth", (8.0, 4.5, 2.0)),)
+
+
+@pytest.mark.parametrize("value", ["", "warm", "nan"])
+def test_a_norm_that_is_no_number_is_refused(tmp_path: Path, value: str) -> None:
+    table = [["name", "norm_warmth"], ["red", "8"], ["green", value], ["blue", "2"]]
+    with pytest.raises(UserError, match="'green' has no number in column 'norm_warmth'"):
+        load_concepts(str(write_set(tmp_path / "set", concepts=table)))

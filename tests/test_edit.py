@@ -127,3 +127,17 @@ def test_cross_entropy_refuses_nothing_to_predict_and_left_padding(model, ids_BS
         cross_entropy(model, ids_BS[:, :1], torch.ones(3, 1), BLOCK, None)
     with pytest.raises(UserError, match="on the right"):
         cross_entropy(model, ids_BS, torch.tensor([[0] + [1] * 8] * 3), BLOCK, None)
+
+
+def test_a_call_that_goes_on_from_a_cache_is_edited_from_its_first_token_on(model, ids_BS):
+    from transformers import DynamicCache
+
+    ids_BS[0, 5] = SPECIAL[0]
+    with edited(model, BLOCK, edits.add(torch.full((32,), 0.5), 1), SPECIAL):
+        whole = logits(model, ids_BS)
+        past = DynamicCache()
+        with torch.inference_mode():
+            parts = [
+                model(input_ids=part, cache=past, use_cache=True).logits for part in ids_BS.split([4, 1, 4], dim=1)
+            ]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)

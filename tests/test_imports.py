@@ -53,8 +53,11 @@ MAY_KNOW = {
     "harvest": {"sources", "concepts", "edits"},
     "dictionary": {"sources", "concepts", "harvest", "edits", "sparse", "adapters"},
     "label": {"concepts", "harvest", "dictionary"},
+    "tables": {"sources", "concepts", "harvest", "dictionary", "label"},
     "causal": {"sources", "concepts", "harvest", "dictionary", "label", "edits"},
+    "vectors": {"sources", "concepts", "harvest", "dictionary", "label"},
     "lookup": {"sources", "harvest", "dictionary"},
+    "steering": {"sources", "concepts", "harvest", "dictionary", "label", "causal", "edits", "lookup"},
     "report": {"lookup"},
     "serve": {"lookup"},
     "story": {
@@ -65,11 +68,13 @@ MAY_KNOW = {
         "harvest",
         "dictionary",
         "label",
+        "tables",
         "causal",
         "edits",
+        "vectors",
         "lookup",
     }
-    | {"report", "serve"},
+    | {"report", "serve", "steering"},
 }
 ONE_ADAPTER = {
     "sae_lens": "adapters",
@@ -187,7 +192,7 @@ def test_importing_is_fast(module: str) -> None:
 def test_exported_names() -> None:
     import sae_emotions
 
-    assert sae_emotions.__all__ == ["RunConfig", "UserError", "load_config", "open", "run", "stages"]
+    assert sae_emotions.__all__ == ["RunConfig", "UserError", "load_config", "open", "run", "stages", "steer"]
     assert sae_emotions.__all__ == sorted(sae_emotions.__all__)
     assert dir(sae_emotions) == sae_emotions.__all__
     for name in sae_emotions.__all__:

@@ -8,24 +8,28 @@ import pytest
 import torch
 
 from sae_emotions.concepts.concept_set import Concept, ConceptSet, ConceptText
+from sae_emotions.concepts.shape import Norm
 from sae_emotions.config import LabelConfig
 from sae_emotions.errors import UserError
-from sae_emotions.label import rule
 from sae_emotions.label.baselines import difference_of_means, own_auroc, tfidf_scores
 from sae_emotions.label.choose import cross_validated, topic_folds
 from sae_emotions.label.contexts import Contexts
+from sae_emotions.label.labelling import labelling, readings, whitening
 from sae_emotions.label.layout import ABSENT, Layout, cell_panels, layout, permuted
 from sae_emotions.label.lens import logit_lens
+from sae_emotions.label.linear import ranked, sums
 from sae_emotions.label.means import StoryMeans
 from sae_emotions.label.measure import Measured, held_out_means, measure, pair_scores
 from sae_emotions.label.ranks import auroc, doubled_midranks, pair_sums
-from sae_emotions.label.rule import Outcome, choose, decide, pair_p
+from sae_emotions.label.rule import Choice, Evidence, Outcome, choose, decide, judged, pair_p
+from sae_emotions.label.strength import neighbours, strength
 from sae_emotions.label.tables import concept_columns, feature_columns, statuses
 from sae_emotions.schema import write_table
 
 C, FEATURES = 24, 60
-SETTINGS = LabelConfig(screen_product=1e-6, bootstraps=200)
+SETTINGS = LabelConfig(screen_product=1e-6, bootstraps=200, permutations=20, families=6, own=0.5)
 BOTH, FIRST_ONLY, SECOND_ONLY, CHOSEN_ONLY, DEAD = (0, 1, 2, 3), (4,), (5,), (6,), (59,)
+NORMS = (Norm("warmth", tuple(np.linspace(-1, 1, C))),)
 CELLS = {"first": "first", "second": "second", "crossed": "second"}
 
 
@@ -50,7 +54,7 @@ def concepts() -> ConceptSet:
                     word = f"word{concept} of {topic} " + ("" if split == "selection" else "unseen")
                     texts.append(ConceptText(key, name, topic, register, cell, split, word))
     names = tuple(Concept(f"concept{c}", f"concept{c}", f"family{c % 3}" if c % 4 else None, None) for c in range(C))
-    return ConceptSet("planted", names, tuple(texts), ("first", "second"), tuple(CELLS), (), "", "0" * 64)
+    return ConceptSet("planted", names, tuple(texts), ("first", "second"), tuple(CELLS), (), "", "0" * 64, NORMS)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def test_layout_puts_every_text_in_one_stratum(concepts: ConceptSet, found: Layo
 
 def test_exactly_the_planted_features_are_labelled(measured: Measured) -> None:
     outcome = measured.outcome
-    assert np.flatnonzero(outcome.screened_F).tolist() == [*BOTH, *FIRST_ONLY, *SECOND_ONLY, *CHOSEN_ONLY]
+    assert np.flatnonzero(outcome.concept.screened_F).tolist() == [*BOTH, *FIRST_ONLY, *SECOND_ONLY, *CHOSEN_ONLY]
     assert np.flatnonzero(outcome.labelled_F).tolist() == list(BOTH)
     assert outcome.choice.concept_F[list(BOTH)].tolist() == list(BOTH)
     status = dict(enumerate(statuses(measured, ("first", "second"))))
@@ -122,32 +126,60 @@ def test_the_null_finds_nothing_and_says_so(measured: Measured) -> None:
 
 def test_permutations_go_through_the_same_rule_as_real_labels(found: Layout, story: StoryMeans) -> None:
     """A permutation judged among others gets what it gets when judged alone."""
-    ranks = doubled_midranks(story.acts_TF, found.panels)
-    other = permuted(found, np.random.default_rng(5))
-    together, alone = decide(ranks, [found, other], SETTINGS)[1], decide(ranks, [other], SETTINGS)[0]
+    read = readings(doubled_midranks(story.acts_TF, found.panels), found)
+    whiten = whitening(story.resid_TD, found.selection)
+    real, other = (
+        labelling(one, story.resid_TD, whiten, SETTINGS) for one in (found, permuted(found, np.random.default_rng(5)))
+    )
+    together, alone = decide(read, [real, other], NORMS, SETTINGS)[1], decide(read, [other], NORMS, SETTINGS)[0]
     np.testing.assert_array_equal(together.choice.concept_F, alone.choice.concept_F)
-    np.testing.assert_allclose(together.p_selection_F2, alone.p_selection_F2, rtol=1e-6)
+    for kind in ("concept", "family", "norm"):
+        np.testing.assert_allclose(
+            getattr(together, kind).p_selection_F2, getattr(alone, kind).p_selection_F2, rtol=1e-6
+        )
     np.testing.assert_allclose(together.p_C2, alone.p_C2, rtol=1e-6)
     np.testing.assert_array_equal(together.labelled_F, alone.labelled_F)
 
 
-def test_choice_is_the_sum_of_both_registers_in_any_chunk(
-    found: Layout, story: StoryMeans, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_neighbours_the_choice_is_the_sum_of_equally_noisy_registers(found: Layout, story: StoryMeans) -> None:
     ranks = doubled_midranks(story.acts_TF, found.panels)
-    both = sum(auroc(ranks, whole) for whole in found.selection)
-    monkeypatch.setattr(rule, "CHUNK", 7)
-    got = choose(ranks, found.selection)
-    np.testing.assert_array_equal(got.concept_F, both.argmax(0))  # type: ignore[union-attr]
-    np.testing.assert_array_equal(got.feature_C, both.argmax(1))  # type: ignore[union-attr]
-    np.testing.assert_allclose(got.auroc_C, both.max(1) / 2)  # type: ignore[union-attr]
+    both = sum(auroc(ranks, whole) for whole in (found.selection[0], found.selection[0]))
+    totals, moments = [sums(ranks, found.selection[0])] * 2, [ranked(ranks, found.selection[0])] * 2
+    got = choose(totals, moments, neighbours(story.resid_TD[:C], own=1.0), SETTINGS.apart)
+    firing = ranks[found.selection[0].rows_CS].std(axis=(0, 1)) > 0
+    np.testing.assert_array_equal(got.concept_F[firing], both.argmax(0)[firing])  # type: ignore[union-attr]
+    np.testing.assert_allclose(got.auroc_F[firing], both.max(0)[firing] / 2, rtol=1e-6)  # type: ignore[union-attr]
+
+
+def test_strength_is_the_posterior_mean_of_the_model() -> None:
+    """Against the joint normal distribution of both registers, written out whole."""
+    rng = np.random.default_rng(3)
+    vectors, noise, apart = rng.standard_normal((6, 4)), np.array([[0.01], [0.03]]), 0.7
+    first, second = 0.5 + 0.2 * rng.standard_normal((2, 6, 1)) + 0.1
+    got = strength(first.astype(np.float32), second.astype(np.float32), noise, neighbours(vectors, 0.2), apart)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    prior = max(((first - 0.5) * (second - 0.5)).mean(), 1e-5) * (0.2 * np.eye(6) + 0.8 * unit @ unit.T)
+    own, observed = (1 + apart) * prior, np.concatenate([first - 0.5, second - 0.5])
+    covariance = np.block([[own + noise[0] * np.eye(6), prior], [prior, own + noise[1] * np.eye(6)]])
+    with_observed = np.hstack([(1 + apart / 2) * prior] * 2)
+    np.testing.assert_allclose(got, with_observed @ np.linalg.solve(covariance, observed), rtol=1e-4, atol=1e-6)
+
+
+def test_strength_is_borrowed_from_neighbours() -> None:
+    """Two features read one concept equally by its own stories; the one that also reads its neighbour is chosen."""
+    vectors = np.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [0.0, -1.0]])
+    table = np.array([[0.7, 0.7], [0.5, 0.8], [0.5, 0.3], [0.5, 0.4]], np.float32)
+    noise = np.full((2, 2), 0.01)
+    assert strength(table, table, noise, neighbours(vectors, 0.1), 1.0)[0].argmax() == 1
+    alone = strength(table[:, [0, 0]], table[:, [0, 0]], noise, neighbours(vectors, 1.0), 1.0)
+    np.testing.assert_allclose(alone[1:], 0, atol=1e-6)
 
 
 def test_held_out_p_is_that_of_the_whole_register(found: Layout, measured: Measured) -> None:
     outcome, features = measured.outcome, np.arange(FEATURES)
     for register, whole in enumerate(found.held_out):
         alone = pair_p(measured.ranks_TF, [whole], [(outcome.choice.concept_F, features)])[0]
-        np.testing.assert_allclose(outcome.p_F2[:, register], alone, rtol=1e-6)
+        np.testing.assert_allclose(outcome.concept.p_F2[:, register], alone, rtol=1e-6)
     assert set(found.held_out[1].cells_S) == {"second", "crossed"}
     total = pair_sums(measured.ranks_TF, found.held_out[1], np.array([0]), np.array([0]))
     assert (
@@ -156,16 +188,18 @@ def test_held_out_p_is_that_of_the_whole_register(found: Layout, measured: Measu
 
 
 def outcome_of(p_F2: list[list[float]], q: float = 0.05) -> Outcome:
-    p = np.array(p_F2)
-    choice = rule.Choice(np.zeros(len(p), int), np.ones(len(p)), np.zeros(2, int), np.ones(2))
-    return rule._confirmed(choice, p, np.ones(len(p), bool), p, np.array([[0.001, 0.002], [0.5, 0.1]]), q)
+    p, none = np.array(p_F2), np.full((len(p_F2), 2), np.nan)
+    choice = Choice(np.zeros(len(p), int), np.ones(len(p)), np.zeros(2, int), np.ones(2))
+    concept = Evidence(choice.concept_F, p, np.ones(len(p), bool), p, none[:, 0])
+    wider = Evidence(choice.concept_F, p, np.zeros(len(p), bool), none, none[:, 0])
+    return judged(choice, (concept, wider, wider), np.array([[0.001, 0.002], [0.5, 0.1]]), q)
 
 
 def test_a_label_needs_both_registers_and_one_alone_is_named() -> None:
     got = outcome_of([[1e-4, 1e-4], [1e-4, 0.6], [0.7, 1e-4], [0.8, 0.9]])
     assert got.labelled_F.tolist() == [True, False, False, False]
     assert got.only_F.tolist() == [-1, 0, 1, -1]
-    np.testing.assert_allclose(got.q_F, [4e-4, 0.9, 0.9, 0.9])
+    np.testing.assert_allclose(got.concept.q_F, [4e-4, 0.9, 0.9, 0.9])
     assert got.confirmed_C.tolist() == [True, False]
 
 
@@ -184,11 +218,12 @@ def test_dense_and_words_read_what_they_were_shown(concepts: ConceptSet, found: 
 
 
 def test_cross_validation_sees_the_selection_set_alone(found: Layout, story: StoryMeans) -> None:
-    blind = story.acts_TF.copy()
+    blind = StoryMeans(story.acts_TF.copy(), story.resid_TD.copy(), story.tokens_T)
     held_out = np.concatenate([whole.rows_CS[whole.rows_CS != ABSENT] for whole in found.held_out])
-    blind[held_out] = np.nan
-    got = cross_validated(story._replace(acts_TF=blind), found, 3)
-    assert got == cross_validated(story, found, 3)
+    blind.acts_TF[held_out] = np.nan
+    blind.resid_TD[held_out] = np.nan
+    got = cross_validated(blind, found, 3, SETTINGS)
+    assert got == cross_validated(story, found, 3, SETTINGS)
     assert set(got) == {"first", "second"}
     assert 0.55 < got["first"] < 0.9  # 7 of 24 concepts have a feature, the others are at chance
 
@@ -210,7 +245,7 @@ def test_tables_have_the_documented_columns(measured: Measured, concepts: Concep
     one = np.array([3])
     heard = Contexts(one, one * 0, one, one, np.array([2.5]), np.zeros((1, 5), np.float32), 2, np.full(FEATURES, 0.1))
     lens = logit_lens(directions, torch.randn(20, 12, generator=torch.Generator().manual_seed(1)), 4)
-    features = feature_columns(measured, concepts, directions, heard, lens, [f"t{i}" for i in range(20)])
+    features = feature_columns(measured, concepts, directions, heard, lens, [f"t{i}" for i in range(20)], SETTINGS.q)
     write_table(tmp_path / "features.parquet", "features", features, concepts.cells)
     assert features["concept"][DEAD[0]] is None
     assert [name for name in features["label"] if name] == [f"concept{c}" for c in BOTH]

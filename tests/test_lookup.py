@@ -172,6 +172,9 @@ def test_the_card_has_everything(run):
         "8.00  It was [afraid] [<b>]↵",
     ):
         assert part in card
+    family = run.show(13)
+    assert "labelled ill at ease, uneasy, tense … (a family); nearest concept ill at ease" in family
+    assert "explained as well by the text's length" in family and "explained" not in card
     assert "not testable (it fires in 4 texts)" in run.show(UNTESTABLE)
     assert "evidence for" in run.show(PLAIN_ONLY) and "plain only" in run.show(PLAIN_ONLY)
     assert "its best concept on the selection set" in run.show(0)
@@ -189,13 +192,14 @@ def test_tokens_are_marked():
 
 
 def test_the_read_table_marks_the_text():
-    token = ReadToken(1, " dread", True, (Active("3", 3, "afraid", 2.5, 0.5), Active("8", 8, "joyful", 0.1, None)))
+    active = (Active("3", 3, "afraid", "afraid", 2.5, 0.5), Active("8", 8, "joyful", "high valence", 0.1, None))
+    token = ReadToken(1, " dread", True, active)
     reading = Reading("one", "A dread", (ReadToken(0, "A", False, ()), token))
     shown = read_table(reading)
-    assert shown.startswith("A [dread]") and "afraid 2.50 (feature 3), joyful 0.10 (feature 8)" in shown
+    assert shown.startswith("A [dread]") and "afraid 2.50 (feature 3), high valence 0.10 (feature 8)" in shown
     assert "1 of 2 tokens carry" in shown and "not read: 1" in shown
     assert reading.to_dict()["tokens"][1]["features"][0] == {
-        "id": "3", "feature": 3, "label": "afraid", "value": 2.5, "share": 0.5,
+        "id": "3", "feature": 3, "label": "afraid", "scope": "afraid", "value": 2.5, "share": 0.5,
     }  # fmt: skip
     json.dumps(reading.to_dict())
     assert "No labelled feature" in read_table(Reading("one", "A", (ReadToken(0, "A", False, ()),)))

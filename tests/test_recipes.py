@@ -49,7 +49,7 @@ def test_recipe(path: Path) -> None:
     assert config.name == path.stem
     assert max(config.harvest.blocks) < known.blocks - 1, "no block is left above in which an edit can act"
     for dictionary in config.dictionaries:
-        assert dictionary.d_sae >= 4 * known.width
+        assert dictionary.d_sae >= 3 * known.width
         assert dictionary.name.startswith(f"block{dictionary.block}-")
     if path.stem != "smollm2-135m":
         assert config.note == "not run here: needs the hub and a GPU"

@@ -19,7 +19,7 @@ from sae_emotions.report.report import report
 from sae_emotions.report.table import final_table
 from sae_emotions.run_folder import config_of
 from sae_emotions.schema import read_table, write_table
-from tests.fake_run import CELLS, FIRST, LABELLED, SECOND, fake_run
+from tests.fake_run import CELLS, FAMILY, FIRST, JOINT, LABELLED, SCREEN, SECOND, fake_run
 
 
 class Page(HTMLParser):
@@ -104,6 +104,9 @@ def test_the_summary_has_the_tables_numbers(folder, page):
         "controls_tested": 16,
         "controls_confirmed": 0,
         "below_most_controls": 0.5,  # the two that are causal, at z -9
+        "joint": JOINT,
+        "screen": SCREEN,
+        "times_fewer_than_full_forwards": 14.2,
     }
     assert second["causal"] is None and second["name"] == SECOND and second["block"] == 3
     assert {key: first[key] for key in ("d_sae", "l0", "fvu", "dead", "ce_recovered")} == {
@@ -151,13 +154,16 @@ def test_the_page_tells_the_story(page):
         "by the fused pass; on a few windows of the text they stray from the model in float32 by 0.64%",
         "no room to compare them",
         "6 of 40 features pass the screen",
-        "5 of these hold on held-out topics",
+        "5 features hold on held-out topics",
         "1 plain only",
         "0.05 features on average there, 1 at most, against 5",
         "4 concepts are confirmed on held-out topics, 2 are not",
         "the dense vector (difference of means) reaches",
         "it does better than the single feature everywhere",
         "2 features are causal",
+        "For 2 concepts all labelled features (2.5 on average) were removed at once: 1 joint removal is causal",
+        "0.97 on the same texts (95% interval 0.90 to 0.99), and 0.61 (0.20 to 0.80) from selection texts",
+        "14.2 times fewer block-token products",
         "0 of 16 matched controls",
         "The causal stage was not run for this dictionary",
         "A feature stays if both registers agree.",
@@ -171,7 +177,7 @@ def test_every_concept_verdict_and_labelled_feature_is_there(folder, page):
     for concept in read_table(folder / "labels" / FIRST / "concepts.parquet")["concept"].to_pylist():
         assert concept in page.text
     for number, label in LABELLED.items():
-        assert f"{label} · feature {number}" in page.text
+        assert f"{FAMILY.get(number, label)} · feature {number}" in page.text
     assert page.text.count("not testable") >= 2
 
 
@@ -228,7 +234,7 @@ def test_a_run_in_which_nothing_was_found(fresh):
     zero = {"tested": 0, "confirmed": 0, "not_testable": 0, "controls_tested": 0, "controls_confirmed": 0}
     write_json(fresh / "causal" / FIRST / "summary.json", zero)
     text = Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
-    assert "None of these holds on held-out topics" in text and "no concepts are confirmed" in text
+    assert "None holds on held-out topics" in text and "no concepts are confirmed" in text
     assert "so nothing was tested" in text
     assert read_json(fresh / "summary.json")["dictionaries"][0]["labels"]["features"] == 0
     assert "No concept is confirmed." in final_table(fresh)
@@ -252,6 +258,26 @@ def test_permuted_aurocs_are_drawn_where_they_were_kept(fresh):
     write_json(path, read_json(path) | {"chosen_auroc": dict.fromkeys(CELLS, values)})
     after = report(config_of(fresh), fresh).read_text(encoding="utf-8")
     assert "permuted labels</text>" in after and "permuted labels</text>" not in before
+
+
+def test_validity_is_shown_where_it_was_measured(fresh):
+    before = report(config_of(fresh), fresh).read_text(encoding="utf-8")
+    figures = {"tables": {"seconds": 3, "colours": {"macro": 0.8125, "rows": 900, "each": {"red": [0.1, 0.2]}}}}
+    write_json(fresh / "validity.json", {"dictionary": FIRST, "machine": {"cores": 2}, "tables": figures["tables"]})
+    after = Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
+    for part in ("Validity", "colours · macro", "0.812", "colours · each · red", "0.100, 0.200"):
+        assert part in after
+    assert "seconds" not in after.partition("Validity")[2].partition("Provenance")[0]
+    assert "validity.json" not in before
+
+
+def test_grain_and_what_explains_labels_are_told(fresh):
+    path = fresh / "labels" / FIRST / "summary.json"
+    write_json(path, read_json(path) | {"grain": {"concept": 4, "family": 1}, "explained_by": {"length": 1, "bag": 0}})
+    text = Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
+    assert "4 with one concept and 1 with a family of concepts" in text
+    assert "the text's length (1)" in text and "a bag of words (0)" not in text
+    assert "a family: held-out AUROC 0.770" in text and "explained as well by the text's length" in text
 
 
 def test_winners_are_named_honestly(fresh):

@@ -22,23 +22,28 @@ from sae_emotions.machine import describe
 from sae_emotions.progress import say
 from sae_emotions.run_folder import config_of, is_done
 
-SECTIONS: tuple[str, ...] = ("transfer",)
+SECTIONS: tuple[str, ...] = ("power", "vectors", "transfer", "steering", "causal", "human", "stability", "nulls")
 """In the order in which they run; the cheap ones come first."""
 
 
-def made_from(asked: Asked) -> dict[str, str]:
-    """Config hash, and sha256 of the dictionary's weights and labels: what a section's figures depend on in the run."""
+OF_DATA = ("vectors", "human")
+"""Those that read --data."""
+
+
+def made_from(asked: Asked, name: str) -> dict[str, str]:
+    """What a section's figures depend on: config hash, sha256 of the dictionary's weights and labels, and which data is there."""
     files = {
         "dictionary": asked.run / "dictionaries" / asked.dictionary / "sae_weights.safetensors",
         "labels": asked.run / "labels" / asked.dictionary / "features.parquet",
     }
     hashes = {name: sha256_file(path) for name, path in files.items()}
-    return {"config": config_hash(config_of(asked.run)), **hashes}
+    there = sorted(path.name for path in asked.data.iterdir()) if asked.data and name in OF_DATA else []
+    return {"config": config_hash(config_of(asked.run)), **hashes, "data": ", ".join(there)}
 
 
 def section(asked: Asked, name: str, again: bool) -> dict[str, Any]:
     """One section's figures, measured unless they lie there for this very run."""
-    path, origin = asked.run / "validity" / f"{name}.json", made_from(asked)
+    path, origin = asked.run / "validity" / f"{name}.json", made_from(asked, name)
     if path.is_file() and not again:
         found: dict[str, Any] = read_json(path)
         if found.get("made_from") == origin:

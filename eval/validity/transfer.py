@@ -14,33 +14,33 @@ import torch
 from eval.validity.asked import Asked
 from sae_emotions.artefact import read_json
 from sae_emotions.concepts.concept_set import load_concepts
-from sae_emotions.config import RunConfig, config_hash
+from sae_emotions.config import LabelConfig, RunConfig, config_hash
 from sae_emotions.dictionary.encode import load_dictionary, randomised
 from sae_emotions.harvest.harvest import stream
 from sae_emotions.harvest.rows import open_rows
+from sae_emotions.label.choose import chosen
 from sae_emotions.label.label import concept_means
 from sae_emotions.label.layout import Layout, layout
 from sae_emotions.label.ledger import note_look
 from sae_emotions.label.material import material_of
 from sae_emotions.label.means import StoryMeans
-from sae_emotions.label.methods import DESCRIBED, further_methods, run_methods, single
+from sae_emotions.label.methods import DESCRIBED, Choose, further_methods, run_methods, single
 from sae_emotions.label.ranks import doubled_midranks
-from sae_emotions.label.rule import choose
-from sae_emotions.label.transfer import Method, Pair, training_cells, transfer
+from sae_emotions.label.transfer import Method, training_cells, transfer
 from sae_emotions.progress import Progress
 from sae_emotions.run_folder import config_of, is_done
 from sae_emotions.sources.models import load_model
 from sae_emotions.sources.text import Document
 
 
-def choose_features(ranks_TF: np.ndarray, panels: Pair) -> np.ndarray:
-    """Each concept's feature by the labelling rule."""
-    return choose(ranks_TF, panels).feature_C
+def chooser(means: StoryMeans, settings: LabelConfig) -> Choose:
+    """Each concept's feature by the labelling rule, its neighbours by these means."""
+    return lambda ranks_TF, panels: chosen(ranks_TF, panels, means.resid_TD, settings)
 
 
-def of_other_means(means: StoryMeans, found: Layout) -> Method:
+def of_other_means(means: StoryMeans, found: Layout, settings: LabelConfig) -> Method:
     """The single-feature method on the story means of any other model or dictionary."""
-    return single(means.acts_TF, doubled_midranks(means.acts_TF, found.panels), choose_features)
+    return single(means.acts_TF, doubled_midranks(means.acts_TF, found.panels), chooser(means, settings))
 
 
 def neutral_means(config: RunConfig, run: Path, block: int) -> np.ndarray | None:
@@ -87,10 +87,11 @@ def measured(asked: Asked) -> dict[str, Any]:
     random = randomised(dictionary, centre_D, config.seed)
     others = {"random_dictionary": concept_means(config, asked.run, random), **other_models(asked.run)}
     neutral_MD = neutral_means(config, asked.run, dictionary.block)
+    choose = chooser(means, config.label)
     methods = {
-        **run_methods(material, choose_features),
-        **further_methods(material, found, choose_features, config.seed, neutral_MD),
-        **{name: of_other_means(one, found) for name, one in others.items()},
+        **run_methods(material, choose),
+        **further_methods(material, found, choose, config.seed, neutral_MD),
+        **{name: of_other_means(one, found, config.label) for name, one in others.items()},
     }
     with Progress("validity: transfer", len(methods) * len(training_cells(found)), "fits") as progress:
         figures = transfer(found, methods, config.label.bootstraps, config.seed, progress.advance)

@@ -9,6 +9,7 @@ Shapes: F features under test, L latents, T texts, S positions, K controls.
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,21 +18,26 @@ import numpy as np
 import torch
 
 from sae_emotions.artefact import write_json, written_folder
+from sae_emotions.causal.attribute import attribution, slopes, word_asked
 from sae_emotions.causal.collateral import CONTROLS, TOKENS, acts_of, kl_of_removal
 from sae_emotions.causal.controls import Matched, controls_each, halves, match
-from sae_emotions.causal.effects import Design, Effects, Measured, amount, effects, measure, words_of
-from sae_emotions.causal.material import HeldOut, Material, gather
+from sae_emotions.causal.effects import Design, Effects, Measured, amount, effect, effects, measure, words_of
+from sae_emotions.causal.estimate import counted
+from sae_emotions.causal.joint import groups_of
+from sae_emotions.causal.material import Material, Story, gather
 from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.runners import Runner, runner_for
 from sae_emotions.causal.runs import Text, enter
+from sae_emotions.causal.screen import Agreement, Screened, agreement, chosen, screen
 from sae_emotions.causal.tables import Collateral, Outcome, empty_summary, rule_text, summarise, write_tables
 from sae_emotions.causal.texts import Firing, choose, scan, strongest
-from sae_emotions.causal.verdict import judge
+from sae_emotions.causal.verdict import Judged, judge
 from sae_emotions.config import RunConfig
 from sae_emotions.progress import Progress
 from sae_emotions.sources.models import load_model
 from sae_emotions.upper import Upper
 
+PAIRS = 150  # features and texts on which first-order effects are compared with exact ones
 SPARE = 1  # texts a feature more than it must fire in, as stored rows differ a little from the model's own
 
 
@@ -43,19 +49,19 @@ class Read(NamedTuple):
     firing: Firing
 
 
-def _pool(config: RunConfig, material: Material) -> list[HeldOut]:
+def _pool(config: RunConfig, material: Material) -> list[Story]:
     """Held-out texts to test on, common to all features."""
-    count, settings = len(material.own_F), config.ablate
+    count, settings = material.chosen, config.ablate
     documents = [text.document for text in material.held_out]
     texts = settings.min_texts + SPARE
     with Progress("choose texts", len(documents), "texts") as bar:
         firing = scan(material.rows, material.dictionary, documents, material.latents_L, count, texts, bar.advance)
-    chosen = choose(strongest(firing.amount_TL[:, :count]), firing.tokens_T, texts)
+    found = choose(strongest(firing.amount_TL[:, :count]), firing.tokens_T, texts)
     # Where nothing fires anywhere, one text keeps the rest of the stage from having to know.
-    return [material.held_out[n] for n in (chosen if len(chosen) else [0])]
+    return [material.held_out[n] for n in (found if len(found) else [0])]
 
 
-def _read(upper: Upper, tree: WordTree, material: Material, pool: list[HeldOut]) -> Read:
+def _read(upper: Upper, tree: WordTree, material: Material, pool: list[Story]) -> Read:
     """Run the pool to the hook; what fires is decided on the model's own residual, not on stored rows."""
     texts, acts = [], []
     with Progress("read texts", len(pool), "texts") as bar:
@@ -83,25 +89,29 @@ def _design(
 ) -> Design:
     """Controls, random directions and words of the features that fire in enough texts."""
     rng = np.random.default_rng([config.seed, 1])
-    features, width = len(material.own_F), material.dictionary.d_in
-    count = controls_each(config.ablate.controls, len(enough))
-    candidates_C = np.arange(features, len(material.latents_L))
-    matches = match(read.firing, material.norms_L, enough, uses, candidates_C, count)
+    settings, width = config.ablate, material.dictionary.d_in
+    count = controls_each(settings.controls, len(enough))
+    matches = match(read.firing, material.norms_L, enough, uses, material.candidates_C, count)
     random_FD = torch.nn.functional.normalize(
         torch.from_numpy(rng.standard_normal((len(enough), width))).float(), dim=1
     )
-    some = rng.permutation(len(enough))[: config.ablate.random_directions]
+    some = rng.permutation(len(enough))[: settings.random_directions]
+    families = [concept.family for concept in material.concepts.concepts]
+    concepts_C = np.unique(material.own_F)
+    outside = dict(zip(concepts_C.tolist(), words_of(tree, families, concepts_C).outside, strict=True))
+    groups = groups_of(read.firing, material.norms_L, material.own_F, outside, material.candidates_C)
     return Design(
         read.texts,
         read.acts,
         enough,
         uses,
         matches,
-        words_of(tree, [concept.family for concept in material.concepts.concepts], material.own_F[enough]),
+        words_of(tree, families, material.own_F[enough]),
         material.dictionary.W_dec_FD[torch.from_numpy(material.latents_L)],
         material.dense_CD,
         {int(f): random_FD[f] for f in np.sort(some)},
         torch.cat([text.x_QD[text.keep_Q].float() for text in read.texts]).mean(0),
+        groups,
     )
 
 
@@ -129,26 +139,76 @@ def _collateral(
     return Collateral(kl_L[: len(enough)], limit, len(controls_K), len(texts))
 
 
-def _runner(dtype: str, upper: Upper, tree: WordTree, design: Design) -> tuple[Runner, int]:
-    """What runs the removals, and how many there are."""
-    found = amount(design, tree)
-    places = max(TOKENS, *(len(text.packed.ids_Q) for text in design.texts))
-    blocks = upper.last - upper.block
-    return runner_for(upper, found.positions * blocks, places, getattr(torch, dtype)), found.removals
-
-
-def _measured(runner: Runner, last: int, tree: WordTree, design: Design, runs: int) -> tuple[Measured, Effects]:
+def _measured(runner: Runner, tree: WordTree, design: Design, runs: int) -> tuple[Measured, Effects]:
     with Progress("ablate", runs, "removals") as bar:
-        measured = measure(runner, last, tree, design, bar.advance)
+        measured = measure(runner, tree, design, bar.advance)
     return measured, effects(measured, design)
+
+
+def _screened(config: RunConfig, material: Material, upper: Upper, tree: WordTree) -> tuple[Material, Screened]:
+    """Screen all labelled features; those to be tested come first in the material."""
+    found = screen(upper, tree, material, config.ablate.screen_texts)
+    numbers_X = material.latents_L[: len(material.own_F)]
+    score_X = found.of(material.own_F, numbers_X)[1]
+    most = len(score_X) if config.ablate.features is None else min(len(score_X), config.ablate.features)
+    return material.ordered(chosen(score_X, most), most), found
+
+
+def _same_texts(
+    config: RunConfig,
+    material: Material,
+    upper: Upper,
+    tree: WordTree,
+    design: Design,
+    measured: Measured,
+    pool: list[Story],
+) -> Agreement:
+    """How first-order effects rank against exact ones of the same features in the same texts: what the approximation costs."""
+    pairs = [(f, int(t)) for f, texts in enumerate(design.uses) for t in texts]
+    rng = np.random.default_rng([config.seed, 5])
+    some = [pairs[n] for n in np.sort(rng.permutation(len(pairs))[:PAIRS])]
+    words = design.words
+    asked = [word_asked(tree, pool[t].ids, int(words.own_F[f]), words.outside[f]) for f, t in some]
+    first_N = np.zeros(len(some))
+    with Progress("compare with first order", len(some), "texts") as bar:
+        for n, slope in slopes(upper, asked, material.special):
+            number = int(material.latents_L[design.features_F[some[n][0]]])
+            first_N[n] = attribution(material.dictionary, slope).effect_of(number)
+            bar.advance(1)
+    exact = [
+        effect(
+            measured.changes["feature", int(design.features_F[f])], np.array([t]), int(words.own_F[f]), words.outside[f]
+        )
+        for f, t in some
+    ]
+    return agreement(first_N, np.array(exact))
+
+
+def _judged(config: RunConfig, found: Effects) -> tuple[list[np.ndarray], list[np.ndarray], Judged, Judged]:
+    """Which controls and control groups are held back; verdicts on features and groups, each with an FDR of its own."""
+    rng = np.random.default_rng([config.seed, 3])
+    joint, q = found.joint, config.ablate.q
+    held = [halves(len(effect_K), rng) for effect_K in found.controls]
+    held_groups = [halves(len(effect_K), rng) for effect_K in joint.controls]
+    judged = judge(found.feature_F, found.dense_F, *_split(found.controls, held), found.random, q)
+    nothing = [np.zeros(0)] * len(joint.joint_G)
+    groups = judge(joint.joint_G, joint.dense_G, *_split(joint.controls, held_groups), nothing, q)
+    return held, held_groups, judged, groups
+
+
+def _split(effects: Sequence[np.ndarray], held: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Reference controls' effects, and those of the held-back ones."""
+    both = list(zip(effects, held, strict=True))
+    return [effect_K[~held_K] for effect_K, held_K in both], [effect_K[held_K] for effect_K, held_K in both]
 
 
 def ablate(config: RunConfig, run: Path, name: str) -> Path:
     """Test the labelled features of dictionary `name` and write `causal/<name>/`; returns that folder.
 
-    Writes effects.parquet, verdicts.parquet (see `schema.py`) and summary.json: counts of verdicts, of held-back controls
-    and random directions that the same rule would call causal, the rule in words, and what it took. Raises `UserError`
-    where labels or dictionary are missing, or where the model's blocks cannot be run on their own.
+    Writes effects.parquet, verdicts.parquet, joint.parquet, screen.parquet (see `schema.py`) and summary.json: counts of
+    verdicts, of held-back controls and random directions that the same rule would call causal, the rule in words, and what
+    it took. Raises `UserError` where labels or dictionary are missing, or where the model's blocks cannot be run on their
+    own.
     """
     started = time.perf_counter()
     material = gather(config, run, name)
@@ -158,43 +218,41 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
             write_tables(folder, material, None)
             write_json(folder / "summary.json", empty_summary(config.ablate, time.perf_counter() - started))
         return out
-    pool = _pool(config, material)
     dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
     model = load_model(config.model, dtype)
     upper = Upper(model.model, material.dictionary.block)
     tree = word_tree(model.tokenizer, material.concepts.readout, [one.word for one in material.concepts.concepts])
+    material, screened = _screened(config, material, upper, tree)
+    screening = upper.block_tokens
+    pool = _pool(config, material)
     read = _read(upper, tree, material, pool)
-    uses = _uses(read.firing, len(material.own_F), config.ablate.max_texts)
+    uses = _uses(read.firing, material.chosen, config.ablate.max_texts)
     enough = np.array([f for f, texts in enumerate(uses) if len(texts) >= config.ablate.min_texts], dtype=np.int64)
     design = _design(config, material, tree, read, enough, [uses[f] for f in enough])
-    runner, runs = _runner(material.dtype, upper, tree, design)
-    with closing(runner):
-        measured, found = _measured(runner, upper.last, tree, design, runs)
-        block_tokens = runner.block_tokens
+    entering = upper.block_tokens - screening
+    runs = amount(design, tree)
+    places = max(TOKENS, *(len(text.packed.ids_Q) for text in design.texts))
+    above = upper.last - upper.block
+    with closing(runner_for(upper, runs.positions * above, places, getattr(torch, material.dtype))) as runner:
+        measured, found = _measured(runner, tree, design, runs.removals)
+        spent = {"screening": screening, "entering": entering, "removals": runner.block_tokens}
+        cost = counted(runs.unshared, runs.whole, upper.last + 1, spent)
         collateral = _collateral(config, material, upper, runner, model.tokenizer, enough, list(design.matches))
-    rng = np.random.default_rng([config.seed, 3])
-    held = [halves(len(one.controls_K), rng) for one in design.matches]
-    judged = judge(
-        found.feature_F,
-        found.dense_F,
-        [effect_K[~held_K] for effect_K, held_K in zip(found.controls, held, strict=True)],
-        [effect_K[held_K] for effect_K, held_K in zip(found.controls, held, strict=True)],
-        found.random,
-        config.ablate.q,
-    )
-    cost = {
-        "removals": runs,
+    judged = _judged(config, found)
+    outcome = Outcome(config.ablate, read.firing, uses, enough, design, found, *judged, collateral, screened)
+    took = {
+        "removals": runs.removals,
         "how": runner.how,
         "texts": len(pool),
         "texts_per_cell": dict(sorted(Counter(one.cell for one in pool).items())),
-        "block_tokens": block_tokens,
-        "block_tokens_of_full_forwards": measured.full_block_tokens,
         "largest_change_by_removing_nothing": measured.nothing,
     }
+    same_texts = _same_texts(config, material, upper, tree, design, measured, pool)
     with written_folder(out) as folder:
-        outcome = Outcome(config.ablate, read.firing, uses, enough, design, found, held, judged, collateral)
         write_tables(folder, material, outcome)
-        counts = summarise(outcome, material)
         rule = rule_text(config.ablate, len(tree.paths), int(tree.single().sum()))
-        write_json(folder / "summary.json", counts | cost | {"rule": rule, "seconds": time.perf_counter() - started})
+        counts = summarise(outcome, material, same_texts)
+        write_json(
+            folder / "summary.json", counts | took | cost | {"rule": rule, "seconds": time.perf_counter() - started}
+        )
     return out

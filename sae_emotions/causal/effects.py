@@ -1,20 +1,21 @@
 """Effects of all removals on the common texts: which runs are needed, and what they say of each feature.
 
-Shapes: F features, T texts, L latents, C concepts, W words, S positions of a text and its prompt, K controls, D
-residual width.
+Shapes: F features, T texts, L latents, C concepts, W words, S positions of a text and its prompt, P changed positions, K
+controls, G groups of features that are removed together, D residual width.
 
 One run of a control on a text gives the change of every word it was asked for, so it serves every feature that uses
 that text and is matched with that control.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sae_emotions.causal.controls import Matched
+from sae_emotions.causal.joint import Group, JointEffects
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.runners import Runner
 from sae_emotions.causal.runs import Removal, Text
@@ -22,7 +23,8 @@ from sae_emotions.causal.runs import Removal, Text
 ZEROS = 4  # texts on which a removal of nothing is run
 WHOLE = 2  # texts a feature on which words of several tokens are followed through all of their tokens
 Key = tuple[str, int]
-"""kind, and the latent's place, feature or concept"""
+"""kind, and number: a latent's place; of "random" the feature, of "dense" the concept, of "joint" the group, of "joint
+control" a running number"""
 
 
 class Words(NamedTuple):
@@ -52,6 +54,7 @@ class Design(NamedTuple):
     """feature -> unit vector that stands in for its direction; for some of the features"""
     usual_D: torch.Tensor
     """mean residual over the editable positions of all texts: what a projection on a dense vector leaves in its place"""
+    groups: Sequence[Group]
 
 
 def words_of(tree: WordTree, families: Sequence[str | None], own_F: np.ndarray) -> Words:
@@ -73,41 +76,81 @@ def words_of(tree: WordTree, families: Sequence[str | None], own_F: np.ndarray) 
     return Words(np.asarray(own_F), tuple(outside))
 
 
-def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Removal]]:
-    """All removals to run on text t."""
-    text, acts_SL = design.texts[t], design.acts[t]
-    device = text.x_QD.device
-    needed = [tree.nodes_of([own, *out]) for own, out in zip(*design.words, strict=True)]
-    controls: dict[int, set[int]] = {}
-    dense: dict[int, tuple[int, ...]] = {}
+def _control_groups(design: Design) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Every control group: its running number, its group's, and its members' places."""
+    rows = ((g, places_M) for g, group in enumerate(design.groups) for places_M in group.controls_KM)
+    for number, (g, places_M) in enumerate(rows):
+        yield number, g, places_M
 
-    def of_latent(place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        positions_P = torch.nonzero(acts_SL[:, place] > 0)[:, 0]
-        return positions_P.to(device), acts_SL[positions_P, place].to(device)
+
+def _wanted(design: Design, tree: WordTree, t: int) -> dict[Key, set[int]]:
+    """What is to be removed from text t, and the nodes that are to be followed for it."""
+    wanted: dict[Key, set[int]] = {}
+
+    def want(kind: str, number: int, nodes: Iterable[int]) -> None:
+        wanted.setdefault((kind, number), set()).update(nodes)
 
     for f, place in enumerate(design.features_F):
         if t not in design.uses[f]:
             continue
-        positions_P, amount_P = of_latent(int(place))
-        direction_D = design.directions_LD[place].to(device)
-        nodes = range(len(tree.tokens)) if t in design.uses[f][:WHOLE] else needed[f]
-        yield ("feature", f), Removal(positions_P, amount_P, direction_D, tuple(nodes))
+        own = int(design.words.own_F[f])
+        needed = tree.nodes_of([own, *design.words.outside[f]])
+        want("feature", int(place), range(len(tree.tokens)) if t in design.uses[f][:WHOLE] else needed)
         if f in design.random:
-            random_D = design.random[f].to(device)
-            yield ("random", f), Removal(positions_P, amount_P * direction_D.norm(), random_D, needed[f])
-        dense[int(design.words.own_F[f])] = needed[f]
+            want("random", f, needed)
+        want("dense", own, needed)
         for control in design.matches[f].controls_K:
-            controls.setdefault(int(control), set()).update(needed[f])
-    for concept, nodes in dense.items():
-        vector_D = design.dense_CD[concept].to(device)
-        positions_P = torch.nonzero(text.keep_Q)[:, 0]
-        amount_P = (text.x_QD[positions_P].float() - design.usual_D) @ vector_D
-        yield ("dense", concept), Removal(positions_P, amount_P, vector_D, nodes)
-    for place, wanted in controls.items():
-        positions_P, amount_P = of_latent(place)
-        if len(positions_P):
-            direction_D = design.directions_LD[place].to(device)
-            yield ("control", place), Removal(positions_P, amount_P, direction_D, tuple(sorted(wanted)))
+            want("control", int(control), needed)
+    for g, group in enumerate(design.groups):
+        if t in group.texts:
+            needed = tree.nodes_of([group.own, *group.outside])
+            want("joint", g, needed)
+            want("dense", group.own, needed)
+            for place in group.members_M:
+                want("feature", int(place), needed)
+    for number, g, _ in _control_groups(design):
+        if t in design.groups[g].texts:
+            want("joint control", number, tree.nodes_of([design.groups[g].own, *design.groups[g].outside]))
+    return wanted
+
+
+def removal_of(
+    text: Text, acts_SL: torch.Tensor, places: Sequence[int] | np.ndarray, directions_LD: torch.Tensor
+) -> Removal:
+    """Take the contributions of these latents (places among the columns of `acts_SL`) out of a text, all at once."""
+    device = text.x_QD.device
+    acts_SM = acts_SL[:, torch.as_tensor(places)]
+    positions_P = torch.nonzero((acts_SM > 0).any(1))[:, 0]
+    if len(places) == 1:
+        amount_P, direction_D = acts_SM[positions_P, 0], directions_LD[int(places[0])]
+        return Removal(positions_P.to(device), amount_P.to(device), direction_D.to(device))
+    direction_PD = acts_SM[positions_P] @ directions_LD[torch.as_tensor(places)]
+    return Removal(positions_P.to(device), torch.ones(len(positions_P), device=device), direction_PD.to(device))
+
+
+def projection_of(text: Text, vector_D: torch.Tensor, usual_D: torch.Tensor) -> Removal:
+    """Set a text's reading along a unit vector, at every position that may be changed, to that of `usual_D`."""
+    vector_D = vector_D.to(text.x_QD.device)
+    positions_P = torch.nonzero(text.keep_Q)[:, 0]
+    return Removal(positions_P, (text.x_QD[positions_P].float() - usual_D) @ vector_D, vector_D)
+
+
+def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Removal]]:
+    """All removals to run on text t. What is silent there is left out: it changes nothing."""
+    text, acts_SL = design.texts[t], design.acts[t]
+    groups = {number: places_M for number, _, places_M in _control_groups(design)}
+    for (kind, number), nodes in _wanted(design, tree, t).items():
+        if kind == "dense":
+            removal = projection_of(text, design.dense_CD[number], design.usual_D)
+        elif kind == "random":
+            own = removal_of(text, acts_SL, [int(design.features_F[number])], design.directions_LD)
+            unit_D = design.random[number].to(text.x_QD.device)
+            removal = own._replace(amount_P=own.amount_P * own.direction_D.norm(), direction_D=unit_D)
+        else:
+            places = {"joint": lambda: design.groups[number].members_M, "joint control": lambda: groups[number]}  # noqa: B023
+            removal = removal_of(text, acts_SL, places.get(kind, lambda: [number])(), design.directions_LD)  # noqa: B023
+        if len(removal.positions_P):
+            yield (kind, number), removal._replace(nodes=tuple(sorted(nodes)))
 
 
 class Amount(NamedTuple):
@@ -116,16 +159,38 @@ class Amount(NamedTuple):
     removals: int
     positions: float
     """of texts, prompts and nodes, all removals together, each from its first change on"""
+    whole: float
+    """the same, each from the text's first position on"""
+    unshared: float
+    """the same, with a run of its own for each feature, intervention and text: none serves several features"""
 
 
 def amount(design: Design, tree: WordTree) -> Amount:
     """Count what `measure` will run."""
-    removals = positions = 0
+    removals, positions, whole = 0, 0.0, 0.0
+    runs: dict[Key, dict[int, int]] = {}
     for t, text in enumerate(design.texts):
-        for _, removal in _removals(design, tree, t):
+        for key, removal in _removals(design, tree, t):
             removals += 1
             positions += text.packed.stem - min(removal.first, text.packed.stem - 1) + len(removal.nodes)
-    return Amount(removals, positions)
+            whole += text.packed.stem + len(removal.nodes)
+            runs.setdefault(key, {})[t] = text.packed.stem
+    unshared = 0.0
+    for f, texts in enumerate(design.uses):
+        nodes = len(tree.nodes_of([int(design.words.own_F[f]), *design.words.outside[f]]))
+        keys = [("feature", int(design.features_F[f])), ("dense", int(design.words.own_F[f])), ("random", f)]
+        keys += [("control", int(place)) for place in design.matches[f].controls_K]
+        unshared += _positions(runs, keys, texts, nodes)
+    for g, group in enumerate(design.groups):
+        nodes = len(tree.nodes_of([group.own, *group.outside]))
+        keys = [("joint", g), ("dense", group.own), *(("feature", int(place)) for place in group.members_M)]
+        keys += [("joint control", number) for number, of, _ in _control_groups(design) if of == g]
+        unshared += _positions(runs, keys, group.texts, nodes)
+    return Amount(removals, positions, whole, unshared)
+
+
+def _positions(runs: dict[Key, dict[int, int]], keys: Iterable[Key], texts: np.ndarray, nodes: int) -> float:
+    return float(sum(runs[key][int(t)] + nodes for key in keys if key in runs for t in texts if int(t) in runs[key]))
 
 
 class Measured(NamedTuple):
@@ -136,14 +201,12 @@ class Measured(NamedTuple):
     control that is silent in a text has no entry there: it changes nothing"""
     nothing: float
     """largest change of any word by a removal of zero, run among the others on the first texts"""
-    full_block_tokens: float
-    """what one full forward pass a removal and text would have computed"""
 
 
-def measure(runner: Runner, last: int, tree: WordTree, design: Design, done: Callable[[int], None]) -> Measured:
-    """Run every removal of the design, text by text. `last`: the model's last block."""
+def measure(runner: Runner, tree: WordTree, design: Design, done: Callable[[int], None]) -> Measured:
+    """Run every removal of the design, text by text."""
     changes: dict[Key, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-    nothing = full = 0.0
+    nothing = 0.0
     running: deque[tuple[int, list[Key]]] = deque()
 
     def work() -> Iterator[tuple[Text, list[Removal]]]:
@@ -161,8 +224,7 @@ def measure(runner: Runner, last: int, tree: WordTree, design: Design, done: Cal
             changes.setdefault(key, {})[t] = (change.first_JW[row], change.all_JW[row])
         if len(change.all_JW) > len(keys):
             nothing = max(nothing, float(np.nanmax(np.abs(change.all_JW[-1]))))
-        full += len(keys) * len(design.texts[t].packed.ids_Q) * (last + 1)
-    return Measured(changes, nothing, full)
+    return Measured(changes, nothing)
 
 
 class Effects(NamedTuple):
@@ -174,11 +236,13 @@ class Effects(NamedTuple):
     dense_F: np.ndarray
     controls: list[np.ndarray]
     random: list[np.ndarray]
+    joint: JointEffects
 
 
-def _effect(
+def effect(
     by_text: dict[int, tuple[np.ndarray, np.ndarray]], texts: np.ndarray, own: int, outside: np.ndarray
 ) -> float:
+    """Mean over `texts` of the change of the own word less the mean change of the others; 0 counts where nothing was run."""
     rows = [by_text[int(t)][1] for t in texts if int(t) in by_text]
     return float(sum(row[own] - row[outside].mean() for row in rows) / len(texts))
 
@@ -204,11 +268,30 @@ def effects(measured: Measured, design: Design) -> Effects:
         own, outside = int(words.own_F[f]), words.outside[f]
 
         def of(kind: str, number: int) -> float:
-            return _effect(changes.get((kind, number), {}), texts, own, outside)  # noqa: B023 - called at once
+            return effect(changes.get((kind, number), {}), texts, own, outside)  # noqa: B023 - called at once
 
-        feature.append(of("feature", f))
-        rank.append(_rank(changes["feature", f], texts, own))
+        place = int(design.features_F[f])
+        feature.append(of("feature", place))
+        rank.append(_rank(changes["feature", place], texts, own))
         dense.append(of("dense", own))
         controls.append(np.array([of("control", int(place)) for place in design.matches[f].controls_K]))
         random.append(np.array([of("random", f)] if f in design.random else []))
-    return Effects(np.array(feature), np.array(rank, dtype=int), np.array(dense), controls, random)
+    joint = _joint(measured, design)
+    return Effects(np.array(feature), np.array(rank, dtype=int), np.array(dense), controls, random, joint)
+
+
+def _joint(measured: Measured, design: Design) -> JointEffects:
+    groups = design.groups
+
+    def of(kind: str, number: int, g: int) -> float:
+        return effect(measured.changes.get((kind, number), {}), groups[g].texts, groups[g].own, groups[g].outside)
+
+    controls: list[list[float]] = [[] for _ in groups]
+    for number, g, _ in _control_groups(design):
+        controls[g].append(of("joint control", number, g))
+    return JointEffects(
+        np.array([of("joint", g, g) for g in range(len(groups))]),
+        np.array([sum(of("feature", int(place), g) for place in one.members_M) for g, one in enumerate(groups)]),
+        np.array([of("dense", one.own, g) for g, one in enumerate(groups)]),
+        [np.array(one) for one in controls],
+    )

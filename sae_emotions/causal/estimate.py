@@ -1,7 +1,9 @@
-"""What the causal test costs, before anything is known but the model's shape. Calibrated on the default run's dictionary.
+"""What the causal test costs: before anything is known but the model's shape, and what was counted in the end.
 
-There 200 labelled features took 13,400 removals.
+The estimate is calibrated on the default run's dictionary, where 200 labelled features took 13,400 removals.
 """
+
+from typing import Any
 
 from sae_emotions.causal.controls import controls_each
 from sae_emotions.config import AblateConfig
@@ -11,20 +13,51 @@ SLOTS = 2.5  # positions a removal unembeds
 SHARED = 0.22  # runs of controls a pair of feature and control and text, since features share them
 NEUTRAL = 13  # positions a latent and neutral text: it is silent in two of three, and 40 follow where it fires
 DENSE = 0.65  # projections a feature and text, since features of one concept share them
+GROUPS = 0.2  # concepts with several labelled features, a labelled feature
+CONCEPTS = 0.27  # concepts with any, a labelled feature
+STORY = 125  # tokens of a text with the prompt
 
 
-def estimate(settings: AblateConfig, features: int, above: int, block_flops: float, unembedding_flops: float) -> float:
-    """Floating-point operations of testing `features` labelled features.
+def estimate(
+    settings: AblateConfig, labelled: int, blocks: tuple[int, int], block_flops: float, unembedding_flops: float
+) -> float:
+    """Floating-point operations of testing `labelled` labelled features, or as many of them as are to be tested.
 
-    `above` counts the blocks above the hook; `block_flops` and `unembedding_flops` are those of one position (twice the
-    number of weights).
+    `blocks` are those up to the hook and above it; `block_flops` and `unembedding_flops` are those of one position (twice
+    the number of weights).
     """
     from sae_emotions.causal.collateral import CONTROLS
+    from sae_emotions.causal.joint import CONTROLS as CONTROL_GROUPS
+    from sae_emotions.causal.joint import MOST, TEXTS
 
+    below, above = blocks
+    features = min(labelled, settings.features or labelled)
     pairs = controls_each(settings.controls, features) * features
     removals = settings.max_texts * (
         features * (1 + DENSE) + min(settings.random_directions, features) + SHARED * pairs
     )
+    removals += (
+        min(MOST, GROUPS * labelled) * TEXTS * (3 + CONTROL_GROUPS)
+    )  # members that are not run anyway: about two
     neutral = settings.neutral_texts * (features + CONTROLS) * NEUTRAL if features else 0
     ablation = removals * (POSITIONS * above * block_flops + SLOTS * unembedding_flops)
-    return ablation + neutral * (above * block_flops + unembedding_flops)
+    screened = settings.screen_texts * CONCEPTS * labelled * STORY * (below + 2 * above) * block_flops
+    return screened + ablation + neutral * (above * block_flops + unembedding_flops)
+
+
+def counted(unshared: float, whole: float, blocks: int, spent: dict[str, float]) -> dict[str, Any]:
+    """Block-token products computed, and how many times fewer they are than those of whole forward passes.
+
+    `spent` has positions times blocks of every phase. `unshared` are the positions of one whole pass for each feature, each
+    intervention on it (itself, each control, its dense vector, its random direction, its group's) and each text in which that
+    fires; `whole` those of one whole pass for each removal that was run, which may serve several features.
+    """
+    total = sum(spent.values())
+    return {
+        "block_tokens": total,
+        "block_tokens_by_phase": spent,
+        "block_tokens_of_full_forwards": unshared * blocks,
+        "times_fewer_than_full_forwards": unshared * blocks / total if total else None,
+        "block_tokens_of_full_forwards_a_removal": whole * blocks,
+        "times_fewer_than_full_forwards_a_removal": whole * blocks / total if total else None,
+    }

@@ -1,10 +1,12 @@
-"""What the causal test reads: labels, the dictionary, the dense vectors, and the held-out texts as token ids.
+"""What the causal test reads: labels, the dictionary, the dense vectors, and the concept texts as token ids.
 
-Shapes: F labelled features, L latents (features first, then candidates for controls), C concepts, D residual width.
+Shapes: F labelled features, L latents (features first, then candidates for controls), C concepts, D residual width, X
+labelled features in any order.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +21,17 @@ from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import Rows, mapped, open_rows, read_documents
 from sae_emotions.schema import read_table
 
-_COLUMNS = ("feature", "label", "status", "screened", "auroc_selection")
+_COLUMNS = ("feature", "label", "status", "screened")
 CANDIDATES = 4096  # unlabelled latents that are considered as controls, at most
 
 
-class HeldOut(NamedTuple):
-    """A held-out text."""
+class Story(NamedTuple):
+    """A concept text."""
 
     document: int
+    concept: int
     cell: str
+    topic: str
     ids: list[int]
 
 
@@ -37,22 +41,39 @@ class Material(NamedTuple):
     concepts: ConceptSet
     dictionary: Dictionary
     latents_L: np.ndarray
-    """numbers of the labelled features, then of the candidates"""
+    """numbers of the labelled features, those that are to be tested first, then of the candidates"""
     own_F: np.ndarray
     """number of each labelled feature's concept, which is also its word's"""
+    chosen: int
+    """how many of the labelled features are to be tested"""
     norms_L: np.ndarray
     """norms of the decoder directions"""
     dense_CD: torch.Tensor
     """unit difference-of-means vectors"""
-    held_out: list[HeldOut]
+    held_out: list[Story]
     """in a seeded order"""
+    selection: dict[int, list[Story]]
+    """concept -> its selection texts in a seeded order, the cells in turn"""
     special: list[int]
     """token ids that are never edited"""
     rows: Rows
-    left_out: int
-    """labelled features that are not tested"""
     dtype: str
     """type that the model was harvested in: what this machine is fast at"""
+
+    @property
+    def candidates_C(self) -> np.ndarray:
+        """Places of the candidates for controls among the latents."""
+        return np.arange(len(self.own_F), len(self.latents_L))
+
+    def ordered(self, first_X: np.ndarray, chosen: int) -> "Material":
+        """The same with the labelled features in another order, of which the first `chosen` are to be tested."""
+        order_L = np.concatenate([first_X, self.candidates_C])
+        return self._replace(
+            latents_L=self.latents_L[order_L],
+            own_F=self.own_F[first_X],
+            norms_L=self.norms_L[order_L],
+            chosen=chosen,
+        )
 
 
 def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
@@ -63,37 +84,39 @@ def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
     return {column: np.array(table[column].to_pylist()) for column in _COLUMNS}
 
 
-def _dense(run: Path, name: str, count: int, width: int) -> torch.Tensor:
+def dense_vectors(run: Path, name: str, count: int, width: int) -> torch.Tensor:
+    """Each concept's difference of means on the selection texts, as unit vectors. Raises `UserError` where they do not fit."""
     tensors = mapped(run / "labels" / name / "dense.safetensors")
     if "dense_CD" not in tensors or tensors["dense_CD"].shape != (count, width):
         raise UserError(f"The dense vectors of {run / 'labels' / name} do not fit; run the label stage again.")
     return torch.nn.functional.normalize(torch.from_numpy(np.array(tensors["dense_CD"])).float(), dim=1)
 
 
-def _texts(config: RunConfig, folder: Path, concepts: ConceptSet, rng: np.random.Generator) -> list[HeldOut]:
-    cells = {text.id: text.cell for text in concepts.texts if text.split == "held_out"}
+def _stories(config: RunConfig, folder: Path, split: str, concepts: ConceptSet) -> list[Story]:
+    """Texts of one split, in the harvest's order. Raises `UserError` where there are none."""
+    number = {concept.name: n for n, concept in enumerate(concepts.concepts)}
+    of = {text.id: text for text in concepts.texts if text.split == split}
     table = read_documents(folder)
+    columns = (table[name].to_pylist() for name in ("document", "key", "token_ids"))
     found = [
-        HeldOut(int(document), cells[key], ids[: config.harvest.context])
-        for document, key, ids in zip(
-            *(table[name].to_pylist() for name in ("document", "key", "token_ids")), strict=True
-        )
-        if key in cells
+        Story(int(document), number[one.concept], one.cell, one.topic, ids[: config.harvest.context])
+        for document, key, ids in zip(*columns, strict=True)
+        if (one := of.get(key)) is not None
     ]
     if not found:
-        raise UserError(f"{folder} holds no held-out text of the concept set; run the harvest again.")
-    return [found[n] for n in rng.permutation(len(found))]
+        raise UserError(f"{folder} holds no {split.replace('_', '-')} text of the concept set; run the harvest again.")
+    return found
 
 
-def first_of_each(labels: Sequence[str], auroc_X: np.ndarray, most: int | None) -> np.ndarray:
-    """Numbers of the features to test: each concept's best first, then each one's second, by selection-set AUROC."""
-    order = np.argsort(-auroc_X, kind="stable")
-    seen: Counter[str] = Counter()
-    turn_X = np.zeros(len(auroc_X), np.int64)
-    for x in order:
-        turn_X[x] = seen[labels[x]]
-        seen[labels[x]] += 1
-    return np.sort(np.lexsort((np.arange(len(auroc_X)), -auroc_X, turn_X))[:most])
+def in_turn(stories: Sequence[Story], rng: np.random.Generator) -> dict[int, list[Story]]:
+    """Each concept's texts in a seeded order, the cells in turn."""
+    found: dict[int, dict[str, list[Story]]] = defaultdict(lambda: defaultdict(list))
+    for n in rng.permutation(len(stories)):
+        found[stories[n].concept][stories[n].cell].append(stories[n])
+    return {
+        concept: [story for turn in zip_longest(*cells.values()) for story in turn if story is not None]
+        for concept, cells in sorted(found.items())
+    }
 
 
 def gather(config: RunConfig, run: Path, name: str) -> Material:
@@ -112,25 +135,24 @@ def gather(config: RunConfig, run: Path, name: str) -> Material:
             f"The concept set has no concept '{missing[0]}', which a label names; run the label stage again."
         )
     tested_X = np.flatnonzero(labelled_X)
-    best = first_of_each(
-        labels["label"][tested_X].tolist(), labels["auroc_selection"][tested_X], config.ablate.features
-    )
-    tested_X = tested_X[best]
     free = np.sort(labels["feature"][(labels["status"] == "none") & ~labels["screened"].astype(bool)])
     candidates = np.sort(rng.permutation(free)[:CANDIDATES])
     latents_L = np.concatenate([labels["feature"][tested_X], candidates]).astype(np.int64)
     folder = run / "activations" / "concepts"
     plan: dict[str, Any] = read_json(folder / "plan.json")
+    held_out = _stories(config, folder, "held_out", concepts)
+    selection = _stories(config, folder, "selection", concepts)
     return Material(
         concepts,
         dictionary,
         latents_L,
         np.array([number[label] for label in labels["label"][tested_X]], dtype=np.int64),
+        len(tested_X),
         dictionary.W_dec_FD[torch.from_numpy(latents_L)].norm(dim=1).numpy(),
-        _dense(run, name, len(concepts.concepts), dictionary.d_in),
-        _texts(config, folder, concepts, rng),
+        dense_vectors(run, name, len(concepts.concepts), dictionary.d_in),
+        [held_out[n] for n in rng.permutation(len(held_out))],
+        in_turn(selection, np.random.default_rng([config.seed, 4])),
         [int(i) for i in plan["special_ids"]],
         open_rows(folder, dictionary.block),
-        int(labelled_X.sum()) - len(tested_X),
         plan["dtype"],
     )

@@ -31,7 +31,7 @@ class Runner(Protocol):
 
     @property
     def block_tokens(self) -> float:
-        """Positions times blocks computed so far."""
+        """Positions times blocks that it has computed."""
 
     def words(self, tree: WordTree, work: Work, done: Callable[[int], None]) -> Iterator[WordLogProbs]:
         """Per text: change of each word's log P by each of its removals, nats; NaN where nodes were not asked for."""
@@ -49,12 +49,12 @@ class Whole:
     how = "whole passes of the blocks above the hook"
 
     def __init__(self, upper: Upper) -> None:
-        self.upper = upper
+        self.upper, self.before = upper, upper.block_tokens
 
     @property
     def block_tokens(self) -> float:
         """See `Runner`."""
-        return self.upper.block_tokens
+        return self.upper.block_tokens - self.before
 
     def words(self, tree: WordTree, work: Work, done: Callable[[int], None]) -> Iterator[WordLogProbs]:
         """See `Runner`."""

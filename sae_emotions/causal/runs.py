@@ -45,6 +45,7 @@ class Removal(NamedTuple):
     positions_P: torch.Tensor
     amount_P: torch.Tensor
     direction_D: torch.Tensor
+    """the same everywhere, or one for each position (P x D)"""
     nodes: tuple[int, ...] = ()
     """nodes of the word tree to compute"""
 

@@ -8,11 +8,15 @@ import numpy as np
 
 from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, traits
 from sae_emotions.causal.effects import Design, Effects
+from sae_emotions.causal.joint import redundancy
 from sae_emotions.causal.material import Material
+from sae_emotions.causal.screen import Agreement, Screened, agreement
 from sae_emotions.causal.texts import LEAST, STRONGEST, Firing
 from sae_emotions.causal.verdict import DENSE_P, Judged
 from sae_emotions.config import AblateConfig
 from sae_emotions.schema import TABLES, write_table
+
+LOWEST = 20  # latents a concept in the screen's table, beside its labelled features
 
 
 class Collateral(NamedTuple):
@@ -38,8 +42,13 @@ class Outcome(NamedTuple):
     effects: Effects
     held: Sequence[np.ndarray]
     """per feature: which of its controls are held back"""
+    held_groups: Sequence[np.ndarray]
+    """the same for the control groups"""
     judged: Judged
+    groups: Judged
+    """the joint removals of the design's groups"""
     collateral: Collateral
+    screened: Screened
 
 
 def _number(value: float) -> float | None:
@@ -96,8 +105,7 @@ def _dense_norm(design: Design, f: int) -> float:
     return float(np.mean(lengths))
 
 
-def _verdict(outcome: Outcome, f: int) -> tuple[str, str]:
-    judged, q = outcome.judged, outcome.settings.q
+def _verdict(judged: Judged, effect: float, f: int, q: float) -> tuple[str, str]:
     if not np.isfinite(judged.z_F[f]):
         return "not testable", "too few matched controls fire on its texts"
     if not judged.tested_F[f]:
@@ -105,7 +113,7 @@ def _verdict(outcome: Outcome, f: int) -> tuple[str, str]:
         return "not testable", f"removing its concept's dense vector does not move the word either (p = {p:.2g})"
     if judged.confirmed_F[f]:
         return "causal", f"q = {judged.q_F[f]:.2g} <= {q:g}"
-    if outcome.effects.feature_F[f] >= 0:
+    if effect >= 0:
         return "not shown", "its removal does not lower the word"
     return "not shown", f"q = {judged.q_F[f]:.2g} > {q:g}"
 
@@ -113,18 +121,21 @@ def _verdict(outcome: Outcome, f: int) -> tuple[str, str]:
 def _verdict_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
     rows = []
     place_of = {int(number): f for f, number in enumerate(outcome.enough)}
-    for number, own in enumerate(material.own_F):
+    first = outcome.screened.of(material.own_F, material.latents_L[: len(material.own_F)])
+    for number, own in enumerate(material.own_F[: material.chosen]):
         shared = {
             "feature": int(material.latents_L[number]),
             "concept": material.concepts.concepts[int(own)].name,
             "texts": len(outcome.uses[number]),
+            "first_order": float(first[0][number]),
+            "first_order_score": float(first[1][number]),
         }
         if number not in place_of:
             reason = f"fires in {len(outcome.uses[number])} held-out texts; {outcome.settings.min_texts} are needed"
             rows.append(shared | {"verdict": "not testable", "reason": reason})
             continue
         f = place_of[number]
-        verdict, reason = _verdict(outcome, f)
+        verdict, reason = _verdict(outcome.judged, outcome.effects.feature_F[f], f, outcome.settings.q)
         limit, kl = outcome.collateral.limit, float(outcome.collateral.kl_F[f])
         known = outcome.collateral.texts > 0
         rows.append(
@@ -146,12 +157,58 @@ def _verdict_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
+def _joint_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
+    rows = []
+    found, judged = outcome.effects.joint, outcome.groups
+    for g, group in enumerate(outcome.design.groups):
+        verdict, reason = _verdict(judged, found.joint_G[g], g, outcome.settings.q)
+        held_K = outcome.held_groups[g]
+        rows.append(
+            {
+                "concept": material.concepts.concepts[group.own].name,
+                "features": material.latents_L[group.members_M].tolist(),
+                "verdict": verdict,
+                "reason": reason,
+                "texts": len(group.texts),
+                "effect": float(found.joint_G[g]),
+                "sum_of_single": float(found.sum_G[g]),
+                "z": _number(judged.z_F[g]),
+                "p": _number(judged.p_F[g]),
+                "q": _number(judged.q_F[g]),
+                "dense_effect": float(found.dense_G[g]),
+                "dense_p": _number(judged.dense_p_F[g]),
+                "reference_effects": found.controls[g][~held_K].tolist(),
+                "held_back_effects": found.controls[g][held_K].tolist(),
+            }
+        )
+    return rows
+
+
+def _screen_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
+    rows = []
+    found, labelled = outcome.screened, material.latents_L[: len(material.own_F)]
+    for row, concept in enumerate(found.concepts_C):
+        own = set(labelled[material.own_F == concept].tolist())
+        lowest = np.argsort(found.score_CL[row], kind="stable")[:LOWEST]
+        rows += [
+            {
+                "concept": material.concepts.concepts[int(concept)].name,
+                "feature": latent,
+                "labelled": latent in own,
+                "fires": int(found.fires_CL[row, latent]),
+                "texts": int(found.texts_C[row]),
+                "first_order": float(found.effect_CL[row, latent]),
+                "first_order_score": float(found.score_CL[row, latent]),
+            }
+            for latent in sorted(own | {int(n) for n in lowest if found.score_CL[row, n] < 0})
+        ]
+    return rows
+
+
 def write_tables(folder: Path, material: Material, outcome: Outcome | None) -> None:
-    """Write effects.parquet and verdicts.parquet; without an outcome they have no rows."""
-    found = {
-        "effects": _effect_rows(material, outcome) if outcome else [],
-        "verdicts": _verdict_rows(material, outcome) if outcome else [],
-    }
+    """Write effects, verdicts, joint and screen; without an outcome they have no rows."""
+    writers = {"effects": _effect_rows, "verdicts": _verdict_rows, "joint": _joint_rows, "screen": _screen_rows}
+    found = {name: rows(material, outcome) if outcome else [] for name, rows in writers.items()}
     for table, rows in found.items():
         names = [column.name for column in TABLES[table]]
         write_table(folder / f"{table}.parquet", table, {name: [row.get(name) for row in rows] for name in names})
@@ -173,7 +230,9 @@ def rule_text(settings: AblateConfig, words: int, single: int) -> str:
         "share of all features' held-back controls with a z at least as low. Causal: Benjamini-Hochberg q over the "
         f"tested features <= {settings.q:g} and a negative effect. Not testable: fires in too few texts, or setting the "
         "text's reading along its concept's dense vector to the mean of all texts, at every position, does not lower "
-        f"the word (p > {DENSE_P:g} by the same rule)."
+        f"the word (p > {DENSE_P:g} by the same rule). Together: all labelled features of a concept are removed at once, from "
+        "the texts in which they add most, against groups of controls, each matched with one of them; the same rule, with a "
+        "false discovery rate over concepts."
     )
 
 
@@ -186,18 +245,21 @@ def empty_summary(settings: AblateConfig, seconds: float) -> dict[str, Any]:
     return counts | {"labelled": 0, "rule": "There is no labelled feature, so nothing was tested.", "seconds": seconds}
 
 
-def summarise(outcome: Outcome, material: Material) -> dict[str, Any]:
-    """Counts of verdicts and of stand-ins that the same rule would confirm, and how well controls match."""
+def summarise(outcome: Outcome, material: Material, same_texts: Agreement) -> dict[str, Any]:
+    """Counts of verdicts and of stand-ins that the same rule would confirm, how well controls match, and the screen.
+
+    `same_texts`: agreement of first-order with exact effects on the texts of the exact test.
+    """
     judged, matches = outcome.judged, outcome.design.matches
     tested = int(judged.tested_F.sum())
     within = np.concatenate([one.within_K for one in matches] or [np.zeros(0)])
     distinct = {int(place) for one in matches for place in one.controls_K}
     return {
-        "labelled": len(material.own_F) + material.left_out,
-        "left_out": material.left_out,
+        "labelled": len(material.own_F),
+        "left_out": len(material.own_F) - material.chosen,
         "tested": tested,
         "confirmed": int(judged.confirmed_F.sum()),
-        "not_testable": len(material.own_F) - tested,
+        "not_testable": material.chosen - tested,
         "controls_tested": judged.controls_tested,
         "controls_confirmed": judged.controls_confirmed,
         "random_tested": judged.random_tested,
@@ -212,4 +274,46 @@ def summarise(outcome: Outcome, material: Material) -> dict[str, Any]:
         "kl_limit": outcome.collateral.limit,
         "kl_controls": outcome.collateral.controls,
         "kl_texts": outcome.collateral.texts,
+        "joint": _joint_summary(outcome),
+        "screen": _screen_summary(outcome, material, same_texts),
+    }
+
+
+def _joint_summary(outcome: Outcome) -> dict[str, Any]:
+    judged, found = outcome.groups, outcome.effects.joint
+    groups = outcome.design.groups
+    sums = redundancy(found.joint_G, found.sum_G)
+    return {
+        "concepts": len(groups),
+        "features": int(sum(len(one.members_M) for one in groups)),
+        "tested": int(judged.tested_F.sum()),
+        "confirmed": int(judged.confirmed_F.sum()),
+        "control_groups_tested": judged.controls_tested,
+        "control_groups_confirmed": judged.controls_confirmed,
+        "median_effect": sums.joint,
+        "median_sum_of_single": sums.single,
+        "p_joint_differs_from_sum": sums.p,
+        "beyond_sum": int((found.joint_G < found.sum_G).sum()),
+    }
+
+
+def _screen_summary(outcome: Outcome, material: Material, same_texts: Agreement) -> dict[str, Any]:
+    """The screen's rank agreement with exact effects, and the verdicts on held-back controls with scores like the tested."""
+    first, judged = outcome.screened, outcome.judged
+    own_F, number_F = material.own_F[outcome.enough], material.latents_L[outcome.enough]
+    limit = first.of(own_F, number_F)[1].max(initial=-np.inf)
+    through: list[bool] = []
+    for f, stands_K in enumerate(judged.stands):
+        controls_K = material.latents_L[outcome.design.matches[f].controls_K[outcome.held[f]]]
+        if len(stands_K):
+            passed_K = first.of(np.full(len(controls_K), own_F[f]), controls_K)[1] <= limit
+            through += stands_K[passed_K].tolist()
+    return {
+        "features": material.dictionary.d_sae,
+        "texts": int(first.texts_C.sum()),
+        "rank_agreement_same_texts": same_texts._asdict(),
+        "rank_agreement_held_out": agreement(first.of(own_F, number_F)[0], outcome.effects.feature_F)._asdict(),
+        "rank_agreement_held_out_score": agreement(first.of(own_F, number_F)[1], judged.z_F)._asdict(),
+        "controls_let_through": len(through),
+        "controls_let_through_confirmed": sum(through),
     }

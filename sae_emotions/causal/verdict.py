@@ -65,6 +65,8 @@ class Judged(NamedTuple):
     """the positive control worked"""
     held_back: list[np.ndarray]
     """z of each feature's held-back controls"""
+    stands: list[np.ndarray]
+    """which of them the rule would confirm in their feature's place, bool; empty where the feature is not tested"""
     controls_tested: int
     controls_confirmed: int
     random_tested: int
@@ -112,16 +114,15 @@ def judge(
     tested_F = known_F & (np.nan_to_num(dense_p_F, nan=1.0) <= DENSE_P)
     q_F = np.full(F, np.nan)
     q_F[tested_F] = benjamini_hochberg(p_F[tested_F])
-    counts = {"controls": [0, 0], "random": [0, 0]}
+    stands = [np.zeros(0, bool) for _ in range(F)]
+    random_tested = random_confirmed = 0
     for f in map(int, np.flatnonzero(tested_F)):
         others_N = null_N[owner_N != f]
         others_F = np.delete(p_F, f)[np.delete(tested_F, f)]
-        for kind, z_X, against_N in (
-            ("controls", null_N[owner_N == f], others_N),
-            ("random", np.array(random[f], dtype=float) / unit_F[f], null_N),
-        ):
-            counts[kind][0] += len(z_X)
-            counts[kind][1] += int((stands_in(pooled_p(z_X, against_N), others_F, q) & (z_X < 0)).sum())
+        z_K, z_R = z_held[f][np.isfinite(z_held[f])], np.array(random[f], dtype=float) / unit_F[f]
+        stands[f] = stands_in(pooled_p(z_K, others_N), others_F, q) & (z_K < 0)
+        random_tested += len(z_R)
+        random_confirmed += int((stands_in(pooled_p(z_R, null_N), others_F, q) & (z_R < 0)).sum())
     confirmed_F = tested_F & (np.nan_to_num(q_F, nan=1.0) <= q) & (effect_F < 0)
     return Judged(
         unit_F,
@@ -133,6 +134,9 @@ def judge(
         dense_p_F,
         tested_F,
         z_held,
-        *counts["controls"],
-        *counts["random"],
+        stands,
+        sum(map(len, stands)),
+        int(sum(one.sum() for one in stands)),
+        random_tested,
+        random_confirmed,
     )

@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from sae_emotions.concepts.checks import content_hash
-from sae_emotions.concepts.shape import Concept, ConceptSet, ConceptText
+from sae_emotions.concepts.shape import Concept, ConceptSet, ConceptText, Norm
 
 BUILT_IN = ("emotions",)
 _CELLS = {"plain": "plain", "literary": "literary", "crossed": "literary"}  # cell: its register
@@ -24,9 +24,17 @@ def _lines(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in gzip.decompress(packed).decode("utf-8").splitlines()]
 
 
+def _rows() -> list[dict[str, str]]:
+    return list(csv.DictReader((_data() / "concepts.csv").read_text(encoding="utf-8").splitlines()))
+
+
 def _concepts() -> tuple[Concept, ...]:
-    rows = csv.DictReader((_data() / "concepts.csv").read_text(encoding="utf-8").splitlines())
-    return tuple(Concept(r["name"], r["name"], r["family"] or None, r["definition"] or None) for r in rows)
+    return tuple(Concept(r["name"], r["name"], r["family"] or None, r["definition"] or None) for r in _rows())
+
+
+def _norms() -> tuple[Norm, ...]:
+    rows = _rows()
+    return tuple(Norm(name, tuple(float(r[f"{name}_model_rated"]) for r in rows)) for name in ("valence", "arousal"))
 
 
 def _texts(cell: str, topics: dict[str, str]) -> list[ConceptText]:
@@ -57,5 +65,6 @@ def load_builtin(name: str) -> ConceptSet:
         neutral=tuple(row["text"] for row in _lines("neutral")),
         readout="\nThe main character feels",
         sha256="",
+        norms=_norms(),
     )
     return plain._replace(sha256=content_hash(plain))

@@ -12,6 +12,13 @@ class Concept(NamedTuple):
     definition: str | None
 
 
+class Norm(NamedTuple):
+    """One number a concept, such as its valence, in the order of the set's concepts."""
+
+    name: str
+    values: tuple[float, ...]
+
+
 class ConceptText(NamedTuple):
     """One text that shows one concept on one topic."""
 
@@ -35,3 +42,4 @@ class ConceptSet(NamedTuple):
     neutral: tuple[str, ...]  # texts that show none of the concepts
     readout: str  # what follows a text when the model is asked for its concept's word
     sha256: str  # of the whole content, 64 hex digits
+    norms: tuple[Norm, ...] = ()

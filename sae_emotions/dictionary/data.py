@@ -60,7 +60,7 @@ def training_rows(run: Path, config: RunConfig, dictionary: DictionaryConfig) ->
         train.append(len(text) + np.flatnonzero(np.isin(concepts.document_N, selection)))
         stores.append(concepts)
     rows = np.concatenate(train)
-    if len(rows) * dictionary.epochs < dictionary.batch:
+    if dictionary.epochs and len(rows) * dictionary.epochs < dictionary.batch:
         raise UserError(
             f"{len(rows):,} rows are fewer than one batch of {dictionary.batch:,}; harvest more text or set a smaller batch."
         )

@@ -85,7 +85,7 @@ def member(settings: DictionaryConfig, rows: TrainingRows, plan: dict[str, Any],
     own = seed if settings.seed is None else settings.seed
     sae = saelens.training_sae(settings, plan["d_in"], metadata, own, origin_D)
     sae.b_dec.data.copy_(sample_ND.mean(0) * scale)
-    steps = max(1, int(len(rows.train) * settings.epochs) // settings.batch)
+    steps = max(1, int(len(rows.train) * settings.epochs) // settings.batch) if settings.epochs else 0
     trainer = saelens.trainer(settings, sae, steps * settings.batch, scale, str(device()))
     identity, kept = config_hash(settings) + plan["identity"], folder.with_name(f".{folder.name}.checkpoint")
     curve = load_checkpoint(kept, trainer, identity) or {name: [] for name in _CURVE}
@@ -107,7 +107,7 @@ def finish(one: Member, plan: dict[str, Any], folder: Path) -> None:
         notes: dict[str, Any] = {"steps": trainer.n_training_steps, "rows": trainer.n_training_samples}
         notes["dead"] = float(trainer.dead_neurons.float().mean())
         notes["dead_rows"] = saelens.DEAD_ROWS
-        notes["unsure_share"] = float(np.mean(one.curve["unsure"]))
+        notes["unsure_share"] = float(np.mean(one.curve["unsure"] or [0.0]))
         sae.eval()
         sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         if hasattr(sae, "topk_threshold"):

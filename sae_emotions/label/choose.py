@@ -4,11 +4,15 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from sae_emotions.config import LabelConfig
 from sae_emotions.errors import UserError
+from sae_emotions.label.baselines import difference_of_means
 from sae_emotions.label.layout import ABSENT, Layout, Panel, part
+from sae_emotions.label.linear import ranked, sums
 from sae_emotions.label.means import StoryMeans
 from sae_emotions.label.ranks import doubled_midranks, pair_auroc
 from sae_emotions.label.rule import choose
+from sae_emotions.label.strength import neighbours
 from sae_emotions.label.uncertainty import mean_over_concepts
 
 
@@ -39,8 +43,19 @@ def topic_folds(panels: tuple[Panel, Panel], folds: int) -> dict[str, int]:
     return dealt
 
 
-def cross_validated(means: StoryMeans, found: Layout, folds: int) -> dict[str, float]:
+def chosen(
+    ranks_TF: np.ndarray, panels: tuple[Panel, Panel], resid_TD: np.ndarray, settings: LabelConfig
+) -> np.ndarray:
+    """Each concept's feature, by the labelling rule on these panels alone. (C,)"""
+    near = neighbours(difference_of_means(resid_TD, panels), settings.own)
+    totals, moments = zip(*((sums(ranks_TF, whole), ranked(ranks_TF, whole)) for whole in panels), strict=True)
+    return choose(totals, moments, near, settings.apart).feature_C
+
+
+def cross_validated(means: StoryMeans, found: Layout, folds: int, settings: LabelConfig) -> dict[str, float]:
     """Mean AUROC, per register, of each concept's feature chosen on the other folds. The held-out set is not touched.
+
+    Vectors and neighbours are made of the other folds, too.
 
     Raises `UserError` where the selection topics are too few for `folds`.
     """
@@ -54,7 +69,7 @@ def cross_validated(means: StoryMeans, found: Layout, folds: int) -> dict[str, f
         rest = (part(first, outside[0]), part(second, outside[1]))
         if any((whole.rows_CS == ABSENT).all(1).any() for whole in rest):
             raise UserError(f"With {folds} folds a concept would have no topic left to choose on; take fewer folds.")
-        feature_C = choose(ranks_TF, rest).feature_C
+        feature_C = chosen(ranks_TF, rest, means.resid_TD, settings)
         for whole, keep, table in zip(found.selection, outside, auroc_CS, strict=True):
             table[:, ~keep] = pair_auroc(ranks_TF, whole, concept_C, feature_C)[:, ~keep]
     return {whole.register: mean_over_concepts(t) for whole, t in zip(found.selection, auroc_CS, strict=True)}

@@ -28,14 +28,14 @@ def inverted(topics: list[np.ndarray], at: int, level: float = 0.95) -> tuple[fl
     log_null, alpha = np.log(null[support]), (1 - level) / 2
     low = high = None
     if at > support[0]:
-        low = _tilt(log_null, support, support >= at, alpha)
+        low = tilt(log_null, support, support >= at, alpha)
     if at < support[-1]:
-        high = _tilt(log_null, support, support <= at, alpha)
-    return _mean_auroc(topics, low, -1), _mean_auroc(topics, high, 1)
+        high = tilt(log_null, support, support <= at, alpha)
+    return mean_auroc(topics, low, -1), mean_auroc(topics, high, 1)
 
 
-def _tilt(log_null: np.ndarray, support: np.ndarray, tail: np.ndarray, alpha: float) -> float:
-    """The theta at which the probability of `tail` is `alpha`."""
+def tilt(log_null: np.ndarray, support: np.ndarray, tail: np.ndarray, alpha: float) -> float:
+    """The theta at which the probability of `tail` is `alpha`; tail is a mask of `support`, not all of it and not empty."""
     from scipy.optimize import brentq
 
     centred = support - support.mean()
@@ -52,7 +52,7 @@ def _tilt(log_null: np.ndarray, support: np.ndarray, tail: np.ndarray, alpha: fl
     return float(brentq(excess, low, high, xtol=step * 1e-6))
 
 
-def _mean_auroc(topics: list[np.ndarray], theta: float | None, end: int) -> float:
+def mean_auroc(topics: list[np.ndarray], theta: float | None, end: int) -> float:
     """Mean AUROC at `theta`; None stands for minus or plus infinity, as `end` says."""
     found = []
     for distribution in topics:

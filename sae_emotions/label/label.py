@@ -19,6 +19,7 @@ from sae_emotions.config import LabelConfig, RunConfig, config_hash
 from sae_emotions.dictionary.encode import Dictionary, load_dictionary
 from sae_emotions.errors import UserError
 from sae_emotions.harvest.rows import open_rows, read_documents
+from sae_emotions.label.choose import chosen
 from sae_emotions.label.contexts import Contexts, top_contexts
 from sae_emotions.label.layout import layout
 from sae_emotions.label.ledger import note_look
@@ -27,8 +28,7 @@ from sae_emotions.label.material import material_of
 from sae_emotions.label.means import StoryMeans, rows_to_read, story_means
 from sae_emotions.label.measure import Measured, held_out_means, measure, pair_scores
 from sae_emotions.label.methods import DESCRIBED, run_methods
-from sae_emotions.label.rule import choose
-from sae_emotions.label.tables import concept_columns, example_columns, feature_columns, status_counts
+from sae_emotions.label.tables import concept_columns, example_columns, explanations, feature_columns, status_counts
 from sae_emotions.label.transfer import training_cells, transfer
 from sae_emotions.progress import Progress, say
 from sae_emotions.schema import write_table
@@ -49,7 +49,7 @@ def label(config: RunConfig, run: Path, name: str) -> Path:
     summary = _summary(measured, concepts, settings, config.seed)
     compared = _compared(config, run, dictionary.block, means, measured)
     with written_folder(run / "labels" / name) as folder:
-        _write_tables(folder, run, measured, concepts, dictionary, contexts)
+        _write_tables(folder, run, measured, concepts, dictionary, contexts, settings.q)
         _write_dense(folder, measured)
         write_json(folder / "null.json", measured.null)
         write_json(folder / "rule.json", rule_in_words(settings, concepts.registers))
@@ -86,12 +86,18 @@ def _contexts(run: Path, dictionary: Dictionary, settings: LabelConfig) -> Conte
 
 
 def _write_tables(
-    folder: Path, run: Path, measured: Measured, concepts: ConceptSet, dictionary: Dictionary, contexts: Contexts
+    folder: Path,
+    run: Path,
+    measured: Measured,
+    concepts: ConceptSet,
+    dictionary: Dictionary,
+    contexts: Contexts,
+    rate: float,
 ) -> None:
     choice, words = measured.outcome.choice, read_vocabulary(run)
     lens = logit_lens(dictionary.W_dec_FD, read_unembedding(run, dictionary.d_in))
-    features = feature_columns(measured, concepts, dictionary.W_dec_FD, contexts, lens, words)
-    screened = np.flatnonzero(measured.outcome.screened_F)
+    features = feature_columns(measured, concepts, dictionary.W_dec_FD, contexts, lens, words, rate)
+    screened = np.flatnonzero(measured.outcome.concept.screened_F | measured.outcome.labelled_F)
     pairs = np.stack(
         [
             np.append(choice.concept_F[screened], np.arange(len(choice.feature_C))),
@@ -110,7 +116,7 @@ def _compared(config: RunConfig, run: Path, block: int, means: StoryMeans, measu
     """What `transfer` says of the methods that every run compares."""
     methods = run_methods(
         material_of(config, run, block, means, measured.ranks_TF),
-        lambda ranks_TF, panels: choose(ranks_TF, panels).feature_C,
+        lambda ranks_TF, panels: chosen(ranks_TF, panels, means.resid_TD, config.label),
     )
     with Progress("label: transfer", len(methods) * len(training_cells(measured.found)), "fits") as progress:
         figures = transfer(measured.found, methods, config.label.bootstraps, config.seed, progress.advance)
@@ -130,10 +136,17 @@ def _summary(measured: Measured, concepts: ConceptSet, settings: LabelConfig, se
         "features": len(labelled),
         "concepts": len(np.unique(outcome.choice.concept_F[labelled])),
         "confirmed_concepts": int(outcome.confirmed_C.sum()),
-        "screened": int(outcome.screened_F.sum()),
+        "screened": int(outcome.concept.screened_F.sum()),
+        "grain": dict(sorted(Counter(measured.grain.kind_P).items())),
+        "given_grain": dict(sorted(Counter(measured.given_grain.kind_P).items())),
+        "explained_by": {
+            name: sum(name in each for each in explanations(measured, settings.q)) for name in measured.controls
+        },
         **held_out_means(measured, settings, seed),
         "null_features": null["mean_labelled_features"],
         "null_confirmed_concepts": null["mean_confirmed_concepts"],
+        "null_permutations": null["permutations"],
+        "null_permutations_with_any_label": null["permutations_with_any_label"],
         "status": status_counts(measured, concepts.registers),
         "skip_tokens": settings.skip_tokens,
         "texts": {
@@ -151,20 +164,32 @@ def rule_in_words(settings: LabelConfig, registers: tuple[str, str]) -> dict[str
         "rule": [
             f"Per text and feature: the mean activation over tokens after the first {settings.skip_tokens}.",
             "AUROC within topic, averaged over topics; p exact and one-sided, from the summed midrank over topics.",
-            "A feature's concept has the highest sum of both registers' AUROC on the selection set.",
-            f"Screened: both registers' selection p below {settings.screen_p:g}, their product below "
+            "A feature's concept has the highest sum of both registers' AUROC on the selection set; its family and its end of a "
+            "norm have the greatest sum of both registers' standardised rank statistic.",
+            f"Screened, each of the three: both registers' selection p below {settings.screen_p:g}, their product below "
             f"{settings.screen_product:g}.",
             f"Held-out p: the larger of the {first} and the {second} register's, each over all its cells together.",
-            f"Labelled: screened, and Benjamini-Hochberg q over the screened features at most {settings.q:g}.",
-            f"'{first} only' or '{second} only': screened, not labelled, and Benjamini-Hochberg over the screened "
-            "features passes in that register alone and not in the other.",
-            "A concept's feature has the highest sum of both registers' AUROC on the selection set; the concept is "
-            f"confirmed if Benjamini-Hochberg q over all concepts of the same held-out p is at most {settings.q:g}.",
-            f"Null: {settings.permutations} permutations of the labels within topic and cell through all of this.",
+            "Labelled: Benjamini-Hochberg q over all that was screened, concepts, families and norms together, at most "
+            f"{settings.q:g} for any of the three.",
+            "Grain: the concept, if its held-out texts stand above those of its own family on the same topics; else the "
+            "family, if it stands above what the norms predict; else the norm.",
+            f"'{first} only' or '{second} only': screened for a concept, not labelled, and Benjamini-Hochberg over the "
+            "screened passes in that register alone and not in the other.",
+            "A concept's feature has the greatest strength: the posterior mean of the AUROC of both registers under a normal "
+            "prior in which concepts with similar difference-of-means vectors are alike "
+            f"(own {settings.own:g}, apart {settings.apart:g}). The concept is confirmed if Benjamini-Hochberg q over all "
+            f"concepts of the same held-out p is at most {settings.q:g}.",
+            "Controls: the label's held-out p with the words named, first-person narration, length and a bag of words' score "
+            "each taken out of the ranks within topic.",
+            f"Null: {settings.permutations} permutations of the labels within topic and cell through all of this; vectors, "
+            "neighbours and families are made again from the permuted labels.",
             "Interval of one AUROC: exact rank distribution, exponentially tilted, inverted at 2.5 % on each side. "
             "Interval of a mean: percentiles of a bootstrap over concepts and topics.",
         ],
         "skip_tokens": settings.skip_tokens,
+        "own": settings.own,
+        "apart": settings.apart,
+        "families": settings.families,
         "screen_p": settings.screen_p,
         "screen_product": settings.screen_product,
         "q": settings.q,

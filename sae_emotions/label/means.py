@@ -98,6 +98,27 @@ def story_means(
     return StoryMeans(acts_TF / divisor, resid_TD / divisor, tokens_T)
 
 
+def residual_means(
+    rows: RowStore,
+    keys: Sequence[str],
+    text_ids: Sequence[str],
+    skip_tokens: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> np.ndarray:
+    """Mean residual stream of each text over its tokens from position `skip_tokens` on, without a dictionary.
+
+    (T, D), float32. See `story_means` for the arguments and what is raised.
+    """
+    index_N = _wanted_rows(rows, keys, text_ids, skip_tokens, None)
+    text_N = torch.from_numpy(_document_text(keys, text_ids)[rows.document_N[index_N]])
+    total_TD = torch.zeros(len(text_ids), rows.read(index_N[:1]).shape[1])
+    for start in range(0, len(index_N), BATCH):
+        some = slice(start, start + BATCH)
+        total_TD.index_add_(0, text_N[some], torch.from_numpy(rows.read(index_N[some])))
+        advance(len(text_N[some]))
+    return (total_TD / torch.bincount(text_N, minlength=len(text_ids))[:, None]).numpy()
+
+
 def embedding_means(
     rows: RowStore,
     keys: Sequence[str],

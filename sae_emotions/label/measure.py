@@ -10,9 +10,13 @@ import numpy as np
 
 from sae_emotions.concepts.concept_set import ConceptSet
 from sae_emotions.config import LabelConfig
-from sae_emotions.label.baselines import difference_of_means, own_auroc, tfidf_scores
+from sae_emotions.label.baselines import own_auroc, tfidf_scores
+from sae_emotions.label.confounds import Controlled, controlled, covariates
 from sae_emotions.label.exact import exact_p
+from sae_emotions.label.families import given_families
+from sae_emotions.label.grain import Grain, grain
 from sae_emotions.label.interval import interval
+from sae_emotions.label.labelling import Labelling, Readings, labelling, readings, whitening
 from sae_emotions.label.layout import ABSENT, Layout, cell_panels, permuted
 from sae_emotions.label.means import StoryMeans
 from sae_emotions.label.ranks import doubled_midranks, pair_auroc, pair_sums, topic_mean
@@ -27,6 +31,12 @@ class Measured(NamedTuple):
     found: Layout
     ranks_TF: np.ndarray
     outcome: Outcome
+    grain: Grain
+    """by the families that the texts show"""
+    given_grain: Grain
+    """by the concept set's own families"""
+    controls: dict[str, Controlled]
+    """"named", "person", "length" and "bag": what is left of each of `grain`'s labels without it"""
     null: dict[str, object]
     dense_CD: np.ndarray
     """difference of means on the selection texts, residual-stream units"""
@@ -36,33 +46,55 @@ class Measured(NamedTuple):
 
 def measure(concepts: ConceptSet, found: Layout, means: StoryMeans, settings: LabelConfig, seed: int) -> Measured:
     """Apply the rule to the real labels and to `settings.permutations` permutations of them; score the baselines."""
-    ranks_TF = doubled_midranks(means.acts_TF, found.panels)
-    rng = np.random.default_rng([seed, 1])
-    labellings = [found, *(permuted(found, rng) for _ in range(settings.permutations))]
-    outcomes = decide(ranks_TF, labellings, settings)
-    null = null_summary(outcomes[1:]) | {"chosen_auroc": _chosen_under_null(ranks_TF, labellings[1:], outcomes[1:])}
-    dense_CD = difference_of_means(means.resid_TD, found.selection)
+    read = readings(doubled_midranks(means.acts_TF, found.panels), found)
+    whiten_DD, rng = whitening(means.resid_TD, found.selection), np.random.default_rng([seed, 1])
+    real = labelling(found, means.resid_TD, whiten_DD, settings)
+    others = [
+        labelling(permuted(found, rng), means.resid_TD, whiten_DD, settings) for _ in range(settings.permutations)
+    ]
+    given = given_families(concepts.concepts)
+    outcomes = decide(read, [real, *others, real._replace(families=given)], concepts.norms, settings)
+    null = null_summary(outcomes[1:-1]) | {"chosen_auroc": _chosen_under_null(read.ranks_TF, others, outcomes[1:-1])}
+    fine = grain(read, found, real.families, concepts.norms, outcomes[0], settings.q)
     scores = {
-        "dense": means.resid_TD @ dense_CD.T,
+        "dense": means.resid_TD @ real.dense_CD.T,
         "tfidf": tfidf_scores([text.text for text in concepts.texts], found.selection),
     }
     cells = cell_panels(found, "held_out")
-    baselines = {
-        name: {cell: own_auroc(scores_TC, whole) for cell, whole in cells.items()} for name, scores_TC in scores.items()
+    return Measured(
+        found,
+        read.ranks_TF,
+        outcomes[0],
+        fine,
+        grain(read, found, given, concepts.norms, outcomes[-1], settings.q),
+        _controls(concepts, read, found, means.tokens_T, scores["tfidf"], fine),
+        null,
+        real.dense_CD,
+        {n: {cell: own_auroc(scores_TC, whole) for cell, whole in cells.items()} for n, scores_TC in scores.items()},
+    )
+
+
+def _controls(
+    concepts: ConceptSet, read: Readings, found: Layout, tokens_T: np.ndarray, bag_TC: np.ndarray, fine: Grain
+) -> dict[str, Controlled]:
+    """What is left of each label without each of the things that could explain it."""
+    texts, words = [text.text for text in concepts.texts], [concept.word for concept in concepts.concepts]
+    return {
+        name: controlled(read.ranks_TF, found.held_out, fine.feature_P, fine.weights_PC, covariates_TPX)
+        for name, covariates_TPX in covariates(texts, words, tokens_T, bag_TC, fine.weights_PC).items()
     }
-    return Measured(found, ranks_TF, outcomes[0], null, dense_CD, baselines)
 
 
 def _chosen_under_null(
-    ranks_TF: np.ndarray, labellings: list[Layout], outcomes: list[Outcome]
+    ranks_TF: np.ndarray, labellings: list[Labelling], outcomes: list[Outcome]
 ) -> dict[str, list[float | None]]:
     """Held-out AUROC, cell by cell, of the feature that each permutation chose for each concept; None where unread."""
     found: dict[str, list[float | None]] = {}
-    for labelling, outcome in zip(labellings, outcomes, strict=True):
+    for one, outcome in zip(labellings, outcomes, strict=True):
         feature_C = outcome.choice.feature_C
-        for cell, whole in cell_panels(labelling, "held_out").items():
+        for cell, whole in cell_panels(one.found, "held_out").items():
             auroc_C = topic_mean(pair_auroc(ranks_TF, whole, np.arange(len(feature_C)), feature_C))
-            found.setdefault(cell, []).extend(None if np.isnan(one) else round(float(one), 4) for one in auroc_C)
+            found.setdefault(cell, []).extend(None if np.isnan(a) else round(float(a), 4) for a in auroc_C)
     return found
 
 

@@ -12,6 +12,9 @@ import numpy as np
 
 from sae_emotions.label.layout import ABSENT, Panel
 
+NEUTRAL_SHARE = 0.5
+"""Share of the neutral text's variance that is projected out."""
+
 
 class Sample(NamedTuple):
     """The texts of some panels, stratum by stratum."""
@@ -49,16 +52,24 @@ def own_label(rows: Sample, concepts: int) -> np.ndarray:
     return y_NC
 
 
-def without_components(vector_CX: np.ndarray, neutral_NX: np.ndarray, share: float = 0.5) -> np.ndarray:
+def leading_components(covariance_DD: np.ndarray, share: float = NEUTRAL_SHARE) -> np.ndarray:
+    """The fewest principal components that together carry at least `share` of the variance. (N, D), orthonormal."""
+    values_D, axes_DD = np.linalg.eigh(covariance_DD)
+    values_D, axes_DD = np.maximum(values_D[::-1], 0), axes_DD[:, ::-1]
+    if values_D.sum() <= 0:
+        return np.zeros((0, len(values_D)))
+    carried_D = np.cumsum(values_D) / values_D.sum()
+    return np.ascontiguousarray(axes_DD[:, : int(np.searchsorted(carried_D, share - 1e-12)) + 1].T)
+
+
+def without_components(vector_CX: np.ndarray, neutral_NX: np.ndarray) -> np.ndarray:
     """`vector_CX` less its mean over concepts, without the leading components of texts that show no concept.
 
-    As many components are projected out as carry `share` of the variance of `neutral_NX` around its mean (the recipe of
-    "Emotion Concepts and their Function in a Large Language Model", 2026, section 1.1).
+    As many components are projected out as carry `NEUTRAL_SHARE` of the variance of `neutral_NX` around its mean: the recipe
+    of the paper that the README names, section 1.1.
     """
     around_NX = np.asarray(neutral_NX, np.float64) - neutral_NX.mean(0)
-    _, size_K, direction_KX = np.linalg.svd(around_NX, full_matrices=False)
-    carried_K = np.cumsum(size_K**2) / (size_K**2).sum()
-    leading_KX = direction_KX[: int(np.searchsorted(carried_K, share)) + 1]
+    leading_KX = leading_components(around_NX.T @ around_NX / len(around_NX))
     rest_CX = vector_CX - vector_CX.mean(0)
     return np.asarray(rest_CX - (rest_CX @ leading_KX.T) @ leading_KX)
 

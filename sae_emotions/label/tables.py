@@ -8,10 +8,14 @@ import pyarrow as pa
 import torch
 
 from sae_emotions.concepts.concept_set import ConceptSet
+from sae_emotions.label.confounds import Controlled
 from sae_emotions.label.contexts import Contexts
 from sae_emotions.label.lens import Lens
+from sae_emotions.label.linear import set_auroc
 from sae_emotions.label.measure import Measured, cell_auroc
 from sae_emotions.label.ranks import topic_mean
+from sae_emotions.label.rule import tested_and_passed
+from sae_emotions.label.uncertainty import critical_p
 
 
 def _mean_of_cells(cells: dict[str, np.ndarray]) -> np.ndarray:
@@ -32,7 +36,13 @@ def statuses(measured: Measured, registers: tuple[str, str]) -> list[str]:
 
 
 def feature_columns(
-    measured: Measured, concepts: ConceptSet, W_dec_FD: torch.Tensor, contexts: Contexts, lens: Lens, words: list[str]
+    measured: Measured,
+    concepts: ConceptSet,
+    W_dec_FD: torch.Tensor,
+    contexts: Contexts,
+    lens: Lens,
+    words: list[str],
+    rate: float,
 ) -> dict[str, Any]:
     """One row a feature. A feature that is silent in the selection texts has no concept."""
     outcome, choice = measured.outcome, measured.outcome.choice
@@ -44,25 +54,30 @@ def feature_columns(
     scale_F = np.maximum(norm_F * np.linalg.norm(dense_FD, axis=1), 1e-12)
     loudest_F = np.zeros(len(features), np.float32)
     loudest_F[contexts.feature_K[contexts.rank_K == 0]] = contexts.value_K[contexts.rank_K == 0]
-    has_concept = choice.auroc_F > 0.5 + 1e-6
+    has_concept = outcome.labelled_F | (choice.auroc_F > 0.5 + 1e-6)
     known = [concepts.concepts[c] if there else None for c, there in zip(choice.concept_F, has_concept, strict=True)]
     names = [concept and concept.name for concept in known]
+    labelled = {int(feature): i for i, feature in enumerate(measured.grain.feature_P)}
+    at = [labelled.get(int(feature)) for feature in features]
     return {
         "feature": features,
         "concept": names,
         "family": [concept and concept.family for concept in known],
         "label": [name if labelled else None for name, labelled in zip(names, outcome.labelled_F, strict=True)],
         "status": statuses(measured, concepts.registers),
-        "screened": outcome.screened_F,
+        **_grain_columns(measured, at, rate),
+        "screened": outcome.concept.screened_F,
         "auroc_selection": choice.auroc_F,
-        "p_selection_first": outcome.p_selection_F2[:, 0],
-        "p_selection_second": outcome.p_selection_F2[:, 1],
+        "p_selection_first": outcome.concept.p_selection_F2[:, 0],
+        "p_selection_second": outcome.concept.p_selection_F2[:, 1],
         "auroc_held_out": _mean_of_cells(cells),
         **{f"auroc_{cell}": _nullable(cells[cell]) for cell in concepts.cells},
-        "p_first": outcome.p_F2[:, 0],
-        "p_second": outcome.p_F2[:, 1],
-        "p": outcome.p_F2.max(1),
-        "q": _nullable(outcome.q_F),
+        "p_first": outcome.concept.p_F2[:, 0],
+        "p_second": outcome.concept.p_F2[:, 1],
+        "p": outcome.concept.p_F2.max(1),
+        "q": _nullable(outcome.concept.q_F),
+        "q_family": _nullable(outcome.family.q_F),
+        "q_norm": _nullable(outcome.norm.q_F),
         "cosine_dense": (directions_FD * dense_FD).sum(1) / scale_F,
         "density": contexts.density_F,
         "max_activation": loudest_F,
@@ -72,6 +87,52 @@ def feature_columns(
         "bottom_tokens": [[words[t] for t in row] for row in lens.bottom_Fn],
         "bottom_logits": lens.bottom_logit_Fn.tolist(),
     }
+
+
+def _grain_columns(measured: Measured, at: list[int | None], rate: float) -> dict[str, Any]:
+    """What each label says, by both kinds of families, and what is left of it under each control."""
+    given = {int(feature): i for i, feature in enumerate(measured.given_grain.feature_P)}
+    given_at = [given.get(feature) for feature in range(len(at))]
+    explained_P = explanations(measured, rate)
+    return {
+        "grain": _some(measured.grain.kind_P, at),
+        "scope": _some(measured.grain.scope_P, at),
+        "auroc_scope": _some(_nullable(scope_auroc(measured)), at),
+        "p_within_family": _some(_nullable(measured.grain.p_within_P), at),
+        "p_beyond_norms": _some(_nullable(measured.grain.p_beyond_P), at),
+        "given_grain": _some(measured.given_grain.kind_P, given_at),
+        "given_scope": _some(measured.given_grain.scope_P, given_at),
+        **{f"auroc_without_{n}": _some(_nullable(one.auroc_P), at) for n, one in measured.controls.items()},
+        **{f"p_without_{n}": _some(_nullable(_control_p(n, one)), at) for n, one in measured.controls.items()},
+        "explained_by": _some(explained_P, at),
+    }
+
+
+def _some(values_P: Any, at: list[int | None]) -> list[Any]:
+    return [None if i is None else values_P[i] for i in at]
+
+
+def _control_p(name: str, one: Controlled) -> np.ndarray:
+    """A label needs both registers, so the larger p counts; but a bag of words may read one register as well as can be, so
+    that nothing is left there to be tested, and is held to explain a label only where it does so in both."""
+    return np.asarray(one.p_PR.min(1) if name == "bag" else one.p_PR.max(1))
+
+
+def explanations(measured: Measured, rate: float) -> list[list[str]]:
+    """The controls that explain each label: with them taken out its p is no longer as small as a label's must be."""
+    limit = critical_p(*tested_and_passed(measured.outcome, rate), rate)
+    p = {name: _control_p(name, one) for name, one in measured.controls.items()}
+    return [[name for name in p if p[name][i] > limit] for i in range(len(measured.grain.feature_P))]
+
+
+def scope_auroc(measured: Measured) -> np.ndarray:
+    """Held-out AUROC of the concepts that each label claims against the others, mean over strata. (P,)"""
+    auroc_P, weights_PC = np.full(len(measured.grain.feature_P), np.nan), measured.grain.weights_PC
+    for weights_C in np.unique(weights_PC, axis=0):
+        here = np.flatnonzero((weights_PC == weights_C).all(1))
+        features = measured.grain.feature_P[here]
+        auroc_P[here] = set_auroc(measured.ranks_TF, measured.found.held_out, weights_C > 0, features)
+    return auroc_P
 
 
 def concept_columns(measured: Measured, concepts: ConceptSet) -> dict[str, Any]:

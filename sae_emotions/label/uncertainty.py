@@ -10,6 +10,11 @@ def false_discovery(p_N: np.ndarray) -> np.ndarray:
     return np.asarray(false_discovery_control(p_N)) if len(p_N) else np.zeros(0)
 
 
+def critical_p(tested: int, passed: int, rate: float) -> float:
+    """The largest p that Benjamini and Hochberg let pass where `passed` of `tested` did."""
+    return rate * max(1, passed) / max(1, tested)
+
+
 def mean_over_concepts(auroc_CS: np.ndarray) -> float:
     """Mean over concepts of the mean over their topics (NaN: the concept was not written on that topic)."""
     there_CS = ~np.isnan(auroc_CS)

@@ -59,12 +59,13 @@ class Reader:
             if value > 0:
                 own = self.labels[number]
                 share = value / own["max_activation"] if own["max_activation"] else None
-                found.append(Active(str(number), number, own["label"], value, share))
+                found.append(Active(str(number), number, own["label"], own["scope"], value, share))
         return tuple(sorted(found, key=lambda one: (-(one.share or 0.0), one.feature)))
 
 
 def _labels(run: "Run", name: str) -> dict[int, Row]:
-    table = run._folder.table(f"labels/{name}/features.parquet").select(["feature", "label", "max_activation"])
+    columns = ["feature", "label", "scope", "max_activation"]
+    table = run._folder.table(f"labels/{name}/features.parquet").select(columns)
     found = {row["feature"]: row for row in table.filter(table["label"].is_valid()).to_pylist()}
     if not found:
         raise UserError(f"Dictionary '{name}' has no labelled feature, so there is nothing to read a text with.")

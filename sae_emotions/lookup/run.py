@@ -296,6 +296,8 @@ class Run:
                 "family": about.get("family"),
                 "label": own["label"],
                 "status": own["status"],
+                "grain": own["grain"],
+                "scope": own["scope"],
                 "chosen": chosen,
                 "auroc_held_out": scores.get("auroc_held_out"),
                 **{f"auroc_{cell}": scores.get(f"auroc_{cell}") for cell in index.cells},

@@ -33,11 +33,13 @@ class Example(NamedTuple):
 
 
 class Active(NamedTuple):
-    """A labelled feature at one token. `share`: `value` in units of its largest one on the general text."""
+    """A labelled feature at one token. `scope`: what its label claims, the concept `label` or a family or norm around it.
+    `share`: `value` in units of its largest one on the general text."""
 
     id: str
     feature: int
     label: str
+    scope: str
     value: float
     share: float | None
 

@@ -14,6 +14,12 @@ from sae_emotions.lookup.tables import Row
 if TYPE_CHECKING:
     from sae_emotions.lookup.run import Feature
 
+_CONTROLS = {
+    "named": "the words that a text names",
+    "person": "first-person narration",
+    "length": "the text's length",
+    "bag": "a bag of words (it reads the words)",
+}
 _SHADES = (230, 229, 222, 215, 208)  # 256-colour backgrounds from pale yellow to orange
 
 
@@ -86,7 +92,7 @@ def find_table(word: str, found: Sequence["Feature"]) -> str:
 
 def _status(one: Row) -> str:
     if one["status"] == "labelled":
-        return "labelled" if one["label"] == one["concept"] else f"labelled {one['label']}"
+        return "labelled" if one["scope"] == one["concept"] else f"labelled {one['scope']}"
     return one["status"] if one["status"] != "none" else "chosen" if one.get("chosen") else "not confirmed"
 
 
@@ -95,7 +101,7 @@ def feature_card(found: "Feature", colour: bool = False, width: int | None = Non
     feature, examples, width = found.to_dict(), found.examples(), width or columns()
     title = f"Feature {feature['feature']} of {feature['dictionary']}"
     if feature["label"]:
-        says = f"labelled {feature['label']}" + (f" ({feature['family']})" if feature["family"] else "")
+        says = _label(feature)
     elif feature["status"] != "none":
         says = f"not labelled; evidence for {feature['concept']}: {feature['status']}"
     else:
@@ -107,6 +113,18 @@ def feature_card(found: "Feature", colour: bool = False, width: int | None = Non
         lines = [f"{number(one.value, 2).rjust(7)}  {_context(one, colour, width - 9)}" for one in examples]
         blocks.append("Strongest contexts in the general text\n" + "\n".join(lines))
     return "\n\n".join(block for block in blocks if block)
+
+
+def _label(feature: Row) -> str:
+    """What the label says, and what may explain it."""
+    family = f" ({feature['family']})" if feature["family"] else ""
+    if feature["grain"] == "concept":
+        says = f"labelled {feature['label']}{family}"
+    else:
+        says = f"labelled {feature['scope']} (a {feature['grain']}); nearest concept {feature['label']}{family}"
+    if explained := feature["explained_by"]:
+        says += f"\nexplained as well by {', '.join(_CONTROLS.get(one, one) for one in explained)}"
+    return says
 
 
 def _scores(feature: Row) -> str:
@@ -126,7 +144,7 @@ def _scores(feature: Row) -> str:
     if not body:
         cells = _cells(feature)
         body = [[str(feature["concept"]), cell, number(feature[f"auroc_{cell}"]), "–", "–"] for cell in cells]
-    foot = f"p {p_value(feature['p'])}, q {p_value(feature['q'])} (larger register's p; q over the screened features)"
+    foot = f"p {p_value(feature['p'])}, q {p_value(feature['q'])} (larger register's p; q over all that was screened)"
     return table(["concept", "cell", "AUROC", "95% interval", "p"], body, frozenset({0, 1})) + "\n" + foot
 
 
@@ -194,7 +212,7 @@ def read_table(reading: Reading, colour: bool = False, width: int | None = None)
     active = [token for token in tokens if token.features]
     for token in active:
         head = f"{token.position:>5}  {token.text.strip() or repr(token.text):<14}  "
-        shown = ", ".join(f"{f.label} {number(f.value, 2)} (feature {f.feature})" for f in token.features)
+        shown = ", ".join(f"{f.scope} {number(f.value, 2)} (feature {f.feature})" for f in token.features)
         lines += textwrap.wrap(shown, width, initial_indent=head, subsequent_indent=" " * 23)
     if not lines:
         return f"{text}\n\nNo labelled feature of {reading.dictionary} is active in this text."

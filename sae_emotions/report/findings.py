@@ -67,6 +67,8 @@ class Findings(NamedTuple):
     tokens: int | None
     """tokens of the general text"""
     dictionaries: tuple[Found, ...]
+    validity: Row
+    """validity.json, empty where it was not made"""
 
 
 def gather(config: RunConfig, path: Path) -> Findings:
@@ -90,7 +92,7 @@ def gather(config: RunConfig, path: Path) -> Findings:
                 _causal(run, name) if labels and folder.has(f"causal/{name}/verdicts.parquet") else None,
             )
         )
-    return Findings(config, run.info, plan.get("tokens"), tuple(found))
+    return Findings(config, run.info, plan.get("tokens"), tuple(found), _json(run, "validity.json"))
 
 
 def _read(plan: Row, block: int) -> Row:

@@ -5,7 +5,7 @@ from pathlib import Path
 from sae_emotions.artefact import write_json, written
 from sae_emotions.config import RunConfig
 from sae_emotions.lookup.run import Run
-from sae_emotions.report import html, sections, story
+from sae_emotions.report import html, sections, story, validity
 from sae_emotions.report.findings import gather
 from sae_emotions.report.summary import summary
 
@@ -18,7 +18,7 @@ def report(config: RunConfig, run: Path) -> Path:
     found, opened = gather(config, run), Run(run)
     body = [sections.head(found), "<main>", html.paragraphs(story.overview(found))]
     body += [sections.dictionary(one, opened) for one in found.dictionaries]
-    body += [sections.provenance(found), "</main>"]
+    body += [validity.sections(found.validity), sections.provenance(found), "</main>"]
     page = html.page(f"{config.name}: labelled features", " ".join(story.in_short(found)), "\n".join(body))
     with written(run / "report.html") as beside:
         beside.write_text(page, encoding="utf-8")

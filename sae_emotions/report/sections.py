@@ -19,6 +19,7 @@ def head(found: Findings) -> str:
     stored = (found.info.get("model") or {}).get("stored")
     kicker = story.model_name(found) + (f" · weights stored as {stored}" if stored else "")
     links = "".join(f'<li><a href="#{one.name}">{html.escaped(one.name)}</a></li>' for one in found.dictionaries)
+    links += '<li><a href="#validity">Validity</a></li>' if found.validity else ""
     links += '<li><a href="#provenance">Provenance</a></li>'
     parts = [
         f"<h1>{html.escaped(found.config.name)}</h1>",
@@ -176,6 +177,12 @@ def _card(row: Row, one: Found, run: Run, tested: Row | None) -> str:
     assert one.labels is not None
     cells = ", ".join(f"{cell} {number(row[f'auroc_{cell}'])}" for cell in one.labels.cells)
     facts = f"held-out AUROC {number(row['auroc_held_out'])} ({cells}) · q {p_value(row['q'])}"
+    if row["grain"] != "concept":
+        facts = (
+            f"a {row['grain']}: held-out AUROC {number(row['auroc_scope'])} · nearest concept {row['label']}: {facts}"
+        )
+    if row["explained_by"]:
+        facts += f" · explained as well by {', '.join(story.CONTROLS.get(one, one) for one in row['explained_by'])}"
     facts += f" · active in {100 * (row['density'] or 0):.2f}% of tokens"
     if tested and tested["effect"] is not None:
         facts += f" · effect {html.signed(tested['effect'])} nats, z {html.signed(tested['z'], 1)}"
@@ -186,7 +193,7 @@ def _card(row: Row, one: Found, run: Run, tested: Row | None) -> str:
     ]
     lens = [_lens(name, row[f"{side}_tokens"]) for side, name in (("top", "raises"), ("bottom", "lowers"))]
     return (
-        f'<article class="card"><h4>{html.escaped(row["label"])} · feature {row["feature"]}</h4>'
+        f'<article class="card"><h4>{html.escaped(row["scope"])} · feature {row["feature"]}</h4>'
         f'<p class="facts">{html.escaped(facts)}</p>{mark}{"".join(lens)}<ol>{"".join(lines)}</ol></article>'
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sae_emotions.lookup.tables import Row
 from sae_emotions.report.findings import Causal, Findings, Found, Labels
 from sae_emotions.report.summary import causal_numbers, label_numbers, mean
 
@@ -61,6 +62,8 @@ def overview(found: Findings) -> list[str]:
         lines.append(
             f"The model's weights were stored as {model['stored']}; they were fully dequantised before reading."
         )
+    if model.get("weights", "trained") != "trained":
+        lines.append(f"The model knows nothing: its weights are {model['weights']}. What is found here is a null.")
     if found.config.note:
         lines.append(f"Note: {found.config.note}")
     return lines
@@ -114,15 +117,17 @@ def labels(found: Labels) -> list[str]:
     """What was labelled, against the null."""
     numbers = label_numbers(found)
     lines = [
-        f"{found.screened:,} of {found.features:,} features pass the screen on the selection texts in both registers."
+        f"{found.screened:,} of {found.features:,} features pass the screen for one concept on the selection texts in both "
+        "registers; families of concepts and the ends of norms are screened beside."
     ]
     if numbers["features"]:
         lines.append(
-            f"{numbers['features']:,} of these hold on held-out topics: they are the labelled features, with "
+            f"{numbers['features']:,} features hold on held-out topics: they are the labelled ones, nearest to "
             f"{count(numbers['concepts'], 'concept')} between them."
         )
     else:
-        lines.append("None of these holds on held-out topics, so no feature is labelled.")
+        lines.append("None holds on held-out topics, so no feature is labelled.")
+    lines += _grain(numbers)
     if found.one_register:
         parts = [f"{number:,} {status}" for status, number in sorted(found.one_register.items())]
         lines.append(f"Evidence in one register alone is no label: {listed(parts)}.")
@@ -138,8 +143,31 @@ def labels(found: Labels) -> list[str]:
             gives = f"labels {mean(permuted):.2f} features on average there, {max(permuted)} at most"
         lines.append(
             f"The same rule was applied to {len(permuted)} permutations of the labels within topics. It {gives}, "
-            f"against {numbers['features']:,} with the real labels."
+            f"against {numbers['features']:,} with the real labels; {sum(n > 0 for n in permuted)} of the permutations "
+            "gave any label."
         )
+    return lines
+
+
+GRAINS = {"concept": "one concept", "family": "a family of concepts", "norm": "one end of a norm alone"}
+CONTROLS = {
+    "named": "the words that a text names",
+    "person": "first-person narration",
+    "length": "the text's length",
+    "bag": "a bag of words",
+}
+
+
+def _grain(numbers: Row) -> list[str]:
+    """What the labels say, and what explains them as well."""
+    grains, lines = numbers["grain"] or {}, []
+    if grains:
+        parts = [f"{n:,} with {GRAINS[kind]}" for kind, n in sorted(grains.items()) if kind in GRAINS]
+        lines.append(f"Each is labelled with the smallest thing that explains it: {listed(parts)}.")
+    explained = {name: n for name, n in (numbers["explained_by"] or {}).items() if n and name in CONTROLS}
+    if explained:
+        parts = [f"{CONTROLS[name]} ({n:,})" for name, n in explained.items()]
+        lines.append(f"Of some of the labels not enough evidence is left once this is taken out: {listed(parts)}.")
     return lines
 
 
@@ -215,6 +243,40 @@ def causal(found: Causal) -> list[str]:
     if flagged:
         lines.append(
             f"{count(flagged, 'feature disturbs', 'features disturb')} neutral text more than 95% of the controls do."
+        )
+    return lines + _together(found) + _screen(found)
+
+
+def _together(found: Causal) -> list[str]:
+    """All features of a concept at once."""
+    joint = found.summary.get("joint") or {}
+    if not joint.get("tested"):
+        return []
+    return [
+        f"For {count(joint['tested'], 'concept')} all labelled features ({joint['features'] / joint['concepts']:.1f} on "
+        f"average) were removed at once: {count(joint['confirmed'], 'joint removal is', 'joint removals are')} causal, and "
+        f"{joint['control_groups_confirmed']:,} of {joint['control_groups_tested']:,} matched control groups would be. The "
+        f"median joint effect is {signed(joint['median_effect'])} nats, the median sum of single effects "
+        f"{signed(joint['median_sum_of_single'])} (they differ with p = {joint['p_joint_differs_from_sum']:.2g}, Wilcoxon)."
+    ]
+
+
+def _screen(found: Causal) -> list[str]:
+    """How well first-order attribution foretells the test, and what the test cost."""
+    lines = []
+    screen, fewer = found.summary.get("screen") or {}, found.summary.get("times_fewer_than_full_forwards")
+    same, ahead = screen.get("rank_agreement_same_texts") or {}, screen.get("rank_agreement_held_out") or {}
+    if same.get("rho") is not None and ahead.get("rho") is not None:
+        lines.append(
+            f"All {screen['features']:,} features were screened by first-order attribution on {screen['texts']:,} selection "
+            f"texts. Its rank agreement with the exact effect is {same['rho']:.2f} on the same texts (95% interval "
+            f"{same['low']:.2f} to {same['high']:.2f}), and {ahead['rho']:.2f} ({ahead['low']:.2f} to {ahead['high']:.2f}) from "
+            "selection texts to held-out ones."
+        )
+    if fewer:
+        lines.append(
+            f"All this took {fewer:.1f} times fewer block-token products than one whole forward pass for each feature, "
+            "intervention and text."
         )
     return lines
 

@@ -60,6 +60,8 @@ def label_numbers(labels: Labels) -> dict[str, Any]:
             value = mean(one[f"{baseline}_{cell}"] for one in labels.concepts)
             found |= {f"{baseline}_auroc_{cell}": value, f"{baseline}_{cell}": value}
     found |= {key: value for key, value in labels.summary.items() if key.endswith("_interval")}
+    found |= {key: labels.summary.get(key) for key in ("grain", "given_grain", "explained_by")}
+    found["permutations_with_any_label"] = labels.null.get("permutations_with_any_label")
     found["null_features"] = labels.null.get("mean_labelled_features")
     found["null_confirmed_concepts"] = labels.null.get("mean_confirmed_concepts")
     return found | {"permutations": labels.null.get("permutations"), "one_register": labels.one_register}
@@ -76,6 +78,9 @@ def causal_numbers(causal: Causal) -> dict[str, Any]:
         "controls_tested": causal.summary.get("controls_tested", len(causal.z["control"])),
         "controls_confirmed": causal.summary.get("controls_confirmed"),
         "below_most_controls": below_most(causal.z["feature"], causal.z["control"]),
+        "joint": causal.summary.get("joint"),
+        "screen": causal.summary.get("screen"),
+        "times_fewer_than_full_forwards": causal.summary.get("times_fewer_than_full_forwards"),
     }
 
 

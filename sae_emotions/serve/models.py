@@ -93,7 +93,8 @@ def _python(kind: pa.DataType) -> Any:
 
 
 def _finding(cells: tuple[str, ...]) -> dict[str, Any]:
-    names = ("feature", "family", "label", "status", "auroc_held_out", "p", "q", *(f"auroc_{cell}" for cell in cells))
+    about = ("feature", "family", "label", "status", "grain", "scope", "auroc_held_out", "p", "q")
+    names = (*about, *(f"auroc_{cell}" for cell in cells))
     own = _columns("features", names, cells)
     return own | {
         "concept": (str, Field(description="the concept that was asked for; scores are for it")),

@@ -14,8 +14,8 @@ _ROLES = {
 }
 
 
-def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
-    """The text of a conversation: a list of {role, content} or {from, value}.
+def render_chat(messages: list[Any], tokenizer: Any, where: str, reply: bool = False) -> str:
+    """The text of a conversation: a list of {role, content} or {from, value}; with `reply`, up to where an answer begins.
 
     An opening token that the tokenizer will add by itself is left out, so that it does not come twice.
 
@@ -28,10 +28,9 @@ def render_chat(messages: list[Any], tokenizer: Any, where: str) -> str:
             f"{where} holds conversations, but this model has no chat template; choose a chat model or a text column."
         )
     try:
+        known = [_message(m, where) for m in messages]
         text = (
-            str(tokenizer.apply_chat_template([_message(m, where) for m in messages], tokenize=False))
-            if messages
-            else ""
+            str(tokenizer.apply_chat_template(known, tokenize=False, add_generation_prompt=reply)) if messages else ""
         )
     except TemplateError as error:
         raise UserError(f"{where} holds a conversation that the model's chat template refuses: {error}.") from None

@@ -21,6 +21,7 @@ from sae_emotions.sources.gguf_files import RECORD, convert, converted_folder, i
 from sae_emotions.sources.gguf_header import read_header
 from sae_emotions.sources.known import known_model
 from sae_emotions.sources.quiet import quiet
+from sae_emotions.sources.scrambled import scramble
 from sae_emotions.sources.wheels import SCHEME, verified_member
 
 __all__ = ["Model", "check_blocks", "decoder_blocks", "device", "load_model", "model_info"]
@@ -157,8 +158,9 @@ def load_model(config: ModelConfig, dtype: torch.dtype) -> Model:
     """Load a model and its tokenizer.
 
     The tokenizer pads on the right, and has a padding token. `info` holds source, sha256 (of the original weights),
-    stored (how they were stored, such as 'Q4_1 (4 bits)'), parameters, blocks, d_model, vocabulary, dtype and, from the
-    hub, the revision. Raises `UserError` where the source is unknown, unreachable or damaged.
+    stored (how they were stored, such as 'Q4_1 (4 bits)'), weights (trained, or how they were scrambled, and the seed),
+    parameters, blocks, d_model, vocabulary, dtype and, from the hub, the revision. Raises `UserError` where the source is
+    unknown, unreachable or damaged.
     """
     origin = _origin(config)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -168,11 +170,16 @@ def load_model(config: ModelConfig, dtype: torch.dtype) -> Model:
         # The model comes first: where the hub is out of reach, its config is the one file that is tried for.
         model = AutoModelForCausalLM.from_pretrained(origin.name, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(origin.name, **options)
+    weights: str = config.weights
+    if config.weights != "trained":
+        scramble(model, config.weights, config.weights_seed)
+        weights = f"{config.weights}, seed {config.weights_seed}"
     model = model.eval().requires_grad_(False).to(device())
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    info = {"source": config.source, "sha256": origin.sha256, "stored": origin.stored, **_shape(model, model.config)}
+    origins = {"source": config.source, "sha256": origin.sha256, "stored": origin.stored, "weights": weights}
+    info = {**origins, **_shape(model, model.config)}
     if origin.folder is None:
         info["revision"] = getattr(model.config, "_commit_hash", None) or config.revision
         info["stored"] = _named_dtype(getattr(model.config, "dtype", None))

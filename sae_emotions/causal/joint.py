@@ -1,0 +1,112 @@
+"""Joint removal: all labelled features of one concept at once, and matched control groups of the same size.
+
+Where features are redundant, removing one changes little and removing all changes more than the sum of the parts.
+Shapes: L latents, M members of a group, K control groups, T texts.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sae_emotions.causal.controls import match
+from sae_emotions.causal.texts import Firing
+
+TEXTS = 6  # texts a concept: each joint removal is a run of its own, which no other concept shares
+MOST = 40  # concepts, those with the most labelled features, for the same reason
+CONTROLS = 8  # control groups a concept: half of them are the reference
+SPARE = 6  # matched controls more than that a member, since the members of a control group must differ
+
+
+class Group(NamedTuple):
+    """The labelled features of one concept."""
+
+    own: int
+    """number of the concept, which is also its word's"""
+    outside: np.ndarray
+    """the words that its word is compared with"""
+    members_M: np.ndarray
+    """places among the latents"""
+    texts: np.ndarray
+    """the `TEXTS` texts of the common pool in which they add most together"""
+    controls_KM: np.ndarray
+    """places of the control groups' members, each matched with the feature of its column"""
+
+
+def groups_of(
+    firing: Firing,
+    norms_L: np.ndarray,
+    own_F: np.ndarray,
+    outside: dict[int, np.ndarray],
+    candidates_C: np.ndarray,
+) -> list[Group]:
+    """One group for each concept with two or more labelled features that fire in the pool, the `MOST` with the most of them.
+
+    There is none where they fire in fewer than `TEXTS` texts. A member is matched on those of them in which it fires.
+    """
+    counted = Counter(own_F[firing.active_TL[:, : len(own_F)].any(0)].tolist())
+    found = []
+    several = [concept for concept, count in sorted(counted.items(), key=lambda one: (-one[1], one[0])) if count > 1]
+    for own in sorted(several[:MOST]):
+        members_M = np.flatnonzero((own_F == own) & firing.active_TL[:, : len(own_F)].any(0))
+        added_T = (firing.amount_TL[:, members_M] * norms_L[members_M]).sum(1)
+        order = np.argsort(-added_T, kind="stable")[:TEXTS]
+        chosen = np.sort(order[added_T[order] > 0])
+        members_M = members_M[firing.active_TL[np.ix_(chosen, members_M)].any(0)]
+        if len(chosen) == TEXTS and len(members_M) > 1:
+            controls_KM = _controls(firing, norms_L, members_M, chosen, candidates_C)
+            found.append(Group(own, outside[own], members_M, chosen, controls_KM))
+    return found
+
+
+def _controls(
+    firing: Firing, norms_L: np.ndarray, members_M: np.ndarray, texts: np.ndarray, candidates_C: np.ndarray
+) -> np.ndarray:
+    uses = [texts[firing.active_TL[texts, member] > 0] for member in members_M]
+    matches = match(firing, norms_L, members_M, uses, candidates_C, CONTROLS + len(members_M) + SPARE)
+    left = [list(map(int, one.controls_K)) for one in matches]
+    groups: list[list[int]] = []
+    while len(groups) < CONTROLS:
+        group: list[int] = []
+        for mine in left:
+            free = [control for control in mine if control not in group]
+            if not free:
+                return np.array(groups, np.int64).reshape(-1, len(members_M))
+            group.append(free[0])
+            mine.remove(free[0])
+        groups.append(group)
+    return np.array(groups, np.int64)
+
+
+class JointEffects(NamedTuple):
+    """Effects on each group's word, nats."""
+
+    joint_G: np.ndarray
+    sum_G: np.ndarray
+    """sum of what each member does when it is removed alone, on the same texts"""
+    dense_G: np.ndarray
+    controls: list[np.ndarray]
+    """of each group's control groups"""
+
+
+class Redundancy(NamedTuple):
+    """Joint effects against the sums of single ones, over groups."""
+
+    joint: float | None
+    """median joint effect, nats"""
+    single: float | None
+    """median sum of single effects"""
+    p: float | None
+    """that joint effects differ from the sums: Wilcoxon's signed-rank test, two-sided"""
+
+
+def redundancy(joint_G: Sequence[float] | np.ndarray, sum_G: Sequence[float] | np.ndarray) -> Redundancy:
+    """Compare joint effects with sums of single ones. None where there is nothing to compare."""
+    from scipy.stats import wilcoxon
+
+    if not len(joint_G):
+        return Redundancy(None, None, None)
+    away_G = np.asarray(joint_G) - np.asarray(sum_G)
+    p = float(wilcoxon(away_G).pvalue) if (away_G != 0).any() else 1.0
+    return Redundancy(float(np.median(joint_G)), float(np.median(sum_G)), p)

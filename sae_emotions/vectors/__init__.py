@@ -1,0 +1,1 @@
+"""One dense vector a concept: how they are arranged, what they read, and how features compare."""

@@ -1,0 +1,90 @@
+"""The counter of blocks times tokens: against one whole forward pass for each feature, intervention and text."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sae_emotions.causal.controls import Matched
+from sae_emotions.causal.effects import Design, Words, amount, effects, measure
+from sae_emotions.causal.estimate import counted
+from sae_emotions.causal.joint import Group
+from sae_emotions.causal.readouts import WordTree
+from sae_emotions.causal.runners import Whole
+from sae_emotions.causal.runs import enter
+from sae_emotions.upper import Upper
+
+BLOCKS, BLOCK, D, LATENTS, FEATURES, TEXTS = 30, 22, 16, 60, 20, 10
+TREE = WordTree((5, 6), (7,), (-1,), (((-1, 7), (0, 4)), ((-1, 3),), ((-1, 8),), ((-1, 9),)))
+
+
+@pytest.fixture(scope="module")
+def upper():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=D, intermediate_size=24, num_hidden_layers=BLOCKS, num_attention_heads=2,
+        num_key_value_heads=2, initializer_range=0.1,
+    )  # fmt: skip
+    return Upper(LlamaForCausalLM(config).eval(), BLOCK)
+
+
+def designed(upper):
+    """The default run's shape: seven blocks above the hook, latents active at a few tokens, controls that are shared."""
+    rng = np.random.default_rng(0)
+    texts = [enter(upper, TREE, rng.integers(10, 60, 60).tolist(), (0,)) for _ in range(TEXTS)]
+    acts = []
+    for text in texts:
+        active_SL = rng.random((text.packed.stem, LATENTS)) < 0.05
+        active_SL[~text.keep_Q[: text.packed.stem].numpy()] = False
+        acts.append(torch.from_numpy(active_SL * rng.random(active_SL.shape)).float())
+    uses = [np.arange(TEXTS)[rng.permutation(TEXTS)[:6]] for _ in range(FEATURES)]
+    uses = [np.array([t for t in used if (acts[t][:, f] > 0).any()]) for f, used in enumerate(uses)]
+    matches = [Matched(FEATURES + rng.permutation(LATENTS - FEATURES)[:14], np.ones(14, bool)) for _ in uses]
+    own_F = np.arange(FEATURES) % 4
+    outside = [np.setdiff1d(np.arange(1, 4), [own]) for own in own_F]
+    group = Group(1, outside[1], np.array([1, 5, 9]), np.arange(4), np.arange(20, 32).reshape(4, 3))
+    directions_LD, unit_CD = torch.randn(LATENTS, D), torch.nn.functional.normalize(torch.randn(4, D), dim=1)
+    random = {0: unit_CD[0]}
+    words = Words(own_F, tuple(outside))
+    return Design(
+        texts, acts, np.arange(FEATURES), uses, matches, words, directions_LD, unit_CD, random, torch.zeros(D), [group]
+    )
+
+
+def test_at_least_ten_times_fewer_than_whole_forward_passes(upper):
+    before = upper.block_tokens
+    design = designed(upper)
+    entering = upper.block_tokens - before
+    assert entering == TEXTS * (60 + 3) * (BLOCK + 1)
+    runner, runs = Whole(upper), amount(design, TREE)
+    measured = measure(runner, TREE, design, lambda n: None)
+    found = counted(runs.unshared, runs.whole, BLOCKS, {"entering": entering, "removals": runner.block_tokens})
+    assert found["block_tokens"] == upper.block_tokens - before
+    assert found["times_fewer_than_full_forwards"] >= 10
+    assert found["times_fewer_than_full_forwards"] > found["times_fewer_than_full_forwards_a_removal"] > 3
+    keys = {kind for kind, _ in measured.changes}
+    assert keys == {"feature", "control", "dense", "random", "joint", "joint control"}
+
+
+def test_what_whole_passes_would_compute_is_counted_by_hand(upper):
+    design = designed(upper)
+    one = design._replace(features_F=design.features_F[:1], uses=design.uses[:1], matches=design.matches[:1], groups=[])
+    runs = amount(one, TREE)
+    # Feature, dense vector and random direction fire in all its texts; own word 0 needs the one node.
+    pairs = 3 * len(design.uses[0])
+    pairs += sum(bool((design.acts[t][:, c] > 0).any()) for t in design.uses[0] for c in design.matches[0].controls_K)
+    assert runs.removals == pairs
+    stem = 60 + len(TREE.prompt)
+    assert runs.unshared == pairs * (stem + 1)
+    assert runs.positions < runs.whole == runs.unshared
+
+
+def test_a_joint_removal_takes_all_members_at_once(upper):
+    """Its effect is that of the members' summed contributions, and single effects are there to be summed."""
+    design = designed(upper)
+    found = effects(measure(Whole(upper), TREE, design, lambda n: None), design).joint
+    assert len(found.joint_G) == 1
+    assert len(found.controls[0]) == 4
+    tiny = design._replace(acts=[1e-3 * acts for acts in design.acts])
+    small = effects(measure(Whole(upper), TREE, tiny, lambda n: None), tiny).joint
+    assert small.joint_G[0] == pytest.approx(small.sum_G[0], rel=0.02, abs=1e-6)
