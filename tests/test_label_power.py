@@ -17,6 +17,7 @@ from sae_emotions.label.power import (
     least_aurocs,
     least_untied,
     planted,
+    planted_with_neighbours,
     rule_power,
     theta_of,
 )
@@ -110,24 +111,49 @@ def test_planting_keeps_each_topics_values_and_hits_the_auroc(found: Layout, act
     assert np.mean(reached) == pytest.approx(0.8, abs=0.03)
 
 
+@pytest.mark.parametrize("auroc", [0.5, 0.7, 0.9])
+def test_planting_neighbours_hits_the_auroc_and_orders_the_others(found: Layout, auroc: float) -> None:
+    """The concept has the AUROC asked for; a near one lies between it and those that are far."""
+    values_T, rng = np.random.default_rng(6).random(len(found.text_ids)), np.random.default_rng(7)
+    profile_C = np.where(np.arange(C) == 3, 1.0, 0.0)
+    profile_C[[7, 8]] = 0.6
+    reached = []
+    for _ in range(60):
+        made_T = planted_with_neighbours(values_T, found, 3, profile_C, auroc, rng)
+        for whole in found.panels:
+            assert np.array_equal(np.sort(made_T[whole.rows_CS], axis=0), np.sort(values_T[whole.rows_CS], axis=0))
+        ranks_T1 = doubled_midranks(made_T[:, None], found.panels)
+        pairs = np.array([3, 7, 0]), np.zeros(3, int)
+        reached.append(np.mean([topic_mean(pair_auroc(ranks_T1, whole, *pairs)) for whole in found.panels], axis=0))
+    own, near, far = np.mean(reached, axis=0)
+    assert own == pytest.approx(auroc, abs=0.02)
+    assert near == pytest.approx(0.5, abs=0.03) if auroc == 0.5 else own > near > far
+
+
 def test_the_rules_power_rises_from_nothing_to_all(found: Layout, acts: np.ndarray) -> None:
     def rule(acts_TF: np.ndarray) -> Found:
         settings = LabelConfig(screen_product=1e-5, own=1.0, families=4)
         real = labelling(found, resid, np.eye(8), settings)
         (outcome,) = decide(readings(doubled_midranks(acts_TF, found.panels), found), [real], (), settings)
-        return Found(outcome.concept.screened_F, outcome.concept.q_F <= settings.q, outcome.choice.concept_F)
+        passes_F = outcome.concept.q_F <= settings.q
+        return Found(outcome.concept.screened_F, passes_F, outcome.labelled_F, outcome.choice.concept_F)
+
+    def plant(feature: int, concept: int, auroc: float, rng: np.random.Generator) -> np.ndarray | None:
+        return planted(acts[:, feature], ranks_TF[:, feature], found, concept, auroc, rng)
 
     resid = np.random.default_rng(4).standard_normal((len(found.text_ids), 8)).astype(np.float32)
     ranks_TF, levels = doubled_midranks(acts, found.panels), (0.5, 0.7, 0.8, 0.9, 0.96)
-    given = acts, ranks_TF, found, np.arange(150), levels, 8, 2, rule
+    given = acts, ranks_TF, found, np.arange(150), levels, 8, 2, plant, rule
     power = rule_power(*given, seed=3)
-    shares = [level["share_labelled"] for level in power["levels"]]
+    shares = [level["share_labelled_with_the_concept"] for level in power["levels"]]
     assert [level["n"] for level in power["levels"]] == [16] * 5
     assert shares[0] < 0.15
     assert shares[-1] > 0.9
-    assert all(level["share_labelled"] <= level["share_screened"] for level in power["levels"])
-    low, high = power["least_auroc_interval"]
-    assert 0.7 < low <= power["least_auroc"] <= high <= 0.96
+    for level in power["levels"]:
+        assert level["share_labelled_with_the_concept"] <= min(level["share_screened"], level["share_with_any_label"])
+    low, high = power["concept"]["least_auroc_interval"]
+    assert 0.7 < low <= power["concept"]["least_auroc"] <= high <= 0.96
+    assert power["any_label"]["least_auroc"] <= power["concept"]["least_auroc"]
     assert power == rule_power(*given, seed=3)
     json.dumps(power, allow_nan=False)
 
@@ -137,12 +163,13 @@ def test_a_feature_that_is_too_sparse_is_counted_not_planted(found: Layout) -> N
 
     def rule(acts_TF: np.ndarray) -> Found:
         none_F = np.zeros(3, bool)
-        return Found(none_F, none_F, np.zeros(3, int))
+        return Found(none_F, none_F, none_F, np.zeros(3, int))
 
-    power = rule_power(acts, doubled_midranks(acts, found.panels), found, np.arange(3), (0.8,), 2, 1, rule, 0)
+    given = acts, doubled_midranks(acts, found.panels), found, np.arange(3), (0.8,), 2, 1
+    power = rule_power(*given, lambda *asked: None, rule, 0)
     assert power["share_of_hosts_too_sparse"] == 1
     assert power["levels"][0]["n"] == 0
-    assert power["least_auroc"] is None
+    assert power["concept"]["least_auroc"] is None
 
 
 def test_the_p_that_benjamini_and_hochberg_let_pass() -> None:

@@ -77,9 +77,10 @@ def test_power_is_told_for_a_pair_and_for_the_rule(found: dict[str, Any]) -> Non
     assert told["labelled_features"] > 0
     assert told["p_needed"] == pytest.approx(0.05 * told["passed"] / told["screened"])
     assert 0.5 < told["one_pair"]["held_out_first"]["without_ties"] < 1
-    levels = told["whole_rule"]["levels"]
-    assert levels[0]["share_labelled"] in (None, 0)
-    assert levels[-1]["share_labelled"] is None or levels[-1]["share_labelled"] > 0.5
+    near = told["whole_rule"]["with_neighbours"]["levels"]
+    assert near[0]["share_with_any_label"] < 0.5 < near[-1]["share_with_any_label"]
+    for kind in ("alone", "with_neighbours"):
+        assert told["whole_rule"][kind]["levels"][0]["share_labelled_with_the_concept"] < 0.2
 
 
 def test_every_look_at_the_held_out_texts_is_in_the_ledger(run: Path, found: dict[str, Any]) -> None:

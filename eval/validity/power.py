@@ -1,9 +1,13 @@
 """Power: the smallest AUROC that this number of stories can detect with a probability of 80 %.
 
 `one_pair`: exact, at the held-out p that Benjamini and Hochberg asked for in this run (in each register), and at the
-selection's screen; for features that nobody labelled, for labelled ones, and for a feature without ties. `whole_rule`: a
-reading of one concept is planted in features that nobody labelled, with the same AUROC in both registers and splits, and
-the whole rule must label them with it. At .5 nothing is planted: the share there is the rule's error.
+selection's screen; for features that nobody labelled, for labelled ones, and for a feature without ties.
+
+`whole_rule`: a reading of one concept is planted in features that nobody labelled, with the same AUROC in both registers and
+splits, and the whole rule must find it. `alone`: no other concept is raised, against which a rule that borrows strength from
+neighbours is slow to believe. `with_neighbours`: the others are raised as the rule's model expects of a feature that reads the
+concept. At .5 nothing is planted with neighbours (the values are dealt blindly), and nothing of the concept alone: the share
+there is the rule's error, or what the host showed before.
 """
 
 from typing import Any
@@ -17,7 +21,15 @@ from sae_emotions.dictionary.encode import load_dictionary
 from sae_emotions.label.label import concept_means
 from sae_emotions.label.labelling import labelling, readings, whitening
 from sae_emotions.label.layout import Panel, layout
-from sae_emotions.label.power import POWER, Found, least_aurocs, least_untied, rule_power
+from sae_emotions.label.power import (
+    POWER,
+    Found,
+    least_aurocs,
+    least_untied,
+    planted,
+    planted_with_neighbours,
+    rule_power,
+)
 from sae_emotions.label.ranks import doubled_midranks
 from sae_emotions.label.rule import Outcome, decide, tested_and_passed
 from sae_emotions.label.uncertainty import critical_p
@@ -25,7 +37,7 @@ from sae_emotions.progress import Progress
 from sae_emotions.run_folder import config_of
 
 LEVELS = (0.5, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-EACH, ROUNDS = 30, 3
+EACH, ROUNDS = 40, 2
 SAMPLE = 200
 
 
@@ -42,7 +54,17 @@ def measured(asked: Asked) -> dict[str, Any]:
 
     def rule(acts_TF: np.ndarray) -> Found:
         told = judged(doubled_midranks(acts_TF, found.panels))
-        return Found(told.concept.screened_F, told.concept.q_F <= settings.q, told.choice.concept_F)
+        passes_F = told.concept.q_F <= settings.q
+        return Found(told.concept.screened_F, passes_F, told.labelled_F, told.choice.concept_F)
+
+    near_CC = (real.near.basis_CC * real.near.eigen_C) @ real.near.basis_CC.T
+    values_FT = means.acts_TF.T
+
+    def alone(feature: int, concept: int, auroc: float, rng: np.random.Generator) -> np.ndarray | None:
+        return planted(values_FT[feature], ranks_TF[:, feature], found, concept, auroc, rng)
+
+    def with_neighbours(feature: int, concept: int, auroc: float, rng: np.random.Generator) -> np.ndarray | None:
+        return planted_with_neighbours(values_FT[feature], found, concept, near_CC[concept], auroc, rng)
 
     ranks_TF = doubled_midranks(means.acts_TF, found.panels)
     outcome, rng = judged(ranks_TF), np.random.default_rng([config.seed, 11])
@@ -60,10 +82,12 @@ def measured(asked: Asked) -> dict[str, Any]:
     panels = [("held_out", needed, one) for one in found.held_out]
     panels += [("selection", settings.screen_p, one) for one in found.selection]
     one_pair = {f"{split}_{one.register}": _one_pair(ranks_TF, one, p, pairs) for split, p, one in panels}
-    with Progress("power: the whole rule", ROUNDS, "rounds") as progress:
-        whole = rule_power(
-            means.acts_TF, ranks_TF, found, hosts, LEVELS, EACH, ROUNDS, rule, config.seed, progress.advance
-        )
+    given = means.acts_TF, ranks_TF, found, hosts, LEVELS, EACH, ROUNDS
+    with Progress("power: the whole rule", 2 * ROUNDS, "rounds") as progress:
+        whole = {
+            name: rule_power(*given, plant, rule, config.seed, progress.advance)
+            for name, plant in (("alone", alone), ("with_neighbours", with_neighbours))
+        }
     counts = {"screened": screened, "passed": passed, "labelled_features": len(labelled)}
     return {"power": POWER, "rate": settings.q, "p_needed": needed, **counts, "one_pair": one_pair, "whole_rule": whole}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from sae_emotions.label.exact import convolved, topic_distributions
 from sae_emotions.label.interval import mean_auroc, tilt
-from sae_emotions.label.layout import Layout, Panel
+from sae_emotions.label.layout import ABSENT, Layout, Panel
 from sae_emotions.label.ranks import stratum_rows
 
 POWER = 0.8
@@ -26,11 +26,16 @@ class Found(NamedTuple):
 
     screened_F: np.ndarray
     labelled_F: np.ndarray
+    """its concept passed the held-out test"""
+    any_F: np.ndarray
+    """it got some label, be it that concept or something wider"""
     concept_F: np.ndarray
 
 
 Rule = Callable[[np.ndarray], Found]
 """Labels features by their means over the texts, acts_TF."""
+Plant = Callable[[int, int, float, np.random.Generator], np.ndarray | None]
+"""Makes a feature read a concept with some AUROC: its means over the texts, or None where it cannot."""
 
 
 def least_auroc(topics: list[np.ndarray], p: float, power: float = POWER) -> float:
@@ -128,6 +133,46 @@ def planted(
     return made_T
 
 
+def planted_with_neighbours(
+    values_T: np.ndarray, found: Layout, concept: int, profile_C: np.ndarray, auroc: float, rng: np.random.Generator
+) -> np.ndarray:
+    """One feature's means over the texts, made to read `concept` and, as far as `profile_C` says, the others.
+
+    In every topic the values are dealt anew, the greatest to the text whose beta x profile + Gumbel noise is greatest
+    (Plackett 1975, Luce 1959): two texts are then in order with the logistic function of beta x the difference of their
+    profiles, which gives the beta at which `concept` has the AUROC asked for. `profile_C` must be greatest at the concept.
+    Ties in the values, where there are many, make the AUROC lower.
+    """
+    made_T = values_T.copy()
+    for whole in found.panels:
+        strata = whole.groups[whole.group_C[concept]]
+        beta = _beta(whole.rows_CS[:, strata] != ABSENT, concept, profile_C, auroc)
+        for s in range(len(whole.size_S)):
+            there = np.flatnonzero(whole.rows_CS[:, s] != ABSENT)
+            rows, score = whole.rows_CS[there, s], beta * profile_C[there] + rng.gumbel(size=len(there))
+            made_T[rows[np.argsort(score)]] = np.sort(values_T[rows])
+    return made_T
+
+
+def _beta(there_CS: np.ndarray, concept: int, profile_C: np.ndarray, auroc: float) -> float:
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
+    others_CS = there_CS.copy()
+    others_CS[concept] = False
+    weight_C = (others_CS / others_CS.sum(0)).mean(1)
+
+    def excess(beta: float) -> float:
+        return float(weight_C @ expit(beta * (profile_C[concept] - profile_C))) - auroc
+
+    high = 1.0
+    while excess(high) < 0:
+        high *= 2
+        if high > 1e6:
+            return high
+    return float(brentq(excess, 0.0, high)) if auroc > 0.5 else 0.0
+
+
 def rule_power(
     acts_TF: np.ndarray,
     ranks_TF: np.ndarray,
@@ -136,6 +181,7 @@ def rule_power(
     levels: Sequence[float],
     each: int,
     rounds: int,
+    plant: Plant,
     rule: Rule,
     seed: int,
     advance: Callable[[int], None] = lambda count: None,
@@ -146,47 +192,44 @@ def rule_power(
     them in the place of these hosts among all features. `rule` is called once a round.
     """
     rng = np.random.default_rng([seed, 9])
-    hits_L3, tried, lacking = np.zeros((len(levels), 3), np.int64), 0, 0
+    hits_L4, tried, lacking = np.zeros((len(levels), 4), np.int64), 0, 0
     for _ in range(rounds):
         acts, places, coming = acts_TF.copy(), [], iter(rng.permutation(hosts).tolist())
         for level in np.repeat(np.arange(len(levels)), each).tolist():
             for feature in coming:
                 concept, tried = int(rng.integers(len(found.concepts))), tried + 1
-                if highest(ranks_TF[:, feature], found, concept) <= max(levels):
+                fits = highest(ranks_TF[:, feature], found, concept) > max(levels)
+                made_T = plant(feature, concept, levels[level], rng) if fits else None
+                if made_T is None:
                     lacking += 1
                     continue
-                made_T = planted(acts_TF[:, feature], ranks_TF[:, feature], found, concept, levels[level], rng)
-                assert made_T is not None
                 acts[:, feature] = made_T
                 places.append((level, feature, concept))
                 break
         told = rule(acts)
         for level, feature, concept in places:
             right = bool(told.concept_F[feature] == concept)
-            hits_L3[level] += (1, told.screened_F[feature] and right, told.labelled_F[feature] and right)
+            steps = right and told.screened_F[feature], right and told.labelled_F[feature], told.any_F[feature]
+            hits_L4[level] += (1, *map(int, steps))
         advance(1)
     return {
         "hosts_tried": tried,
         "share_of_hosts_too_sparse": round(lacking / max(1, tried), 4),
-        "levels": [_level(level, *hits) for level, hits in zip(levels, hits_L3.tolist(), strict=True)],
-        **_reached(np.array(levels), hits_L3[:, 2], hits_L3[:, 0], rng),
+        "levels": [_level(level, *hits) for level, hits in zip(levels, hits_L4.tolist(), strict=True)],
+        "concept": _reached(np.array(levels), hits_L4[:, 2], hits_L4[:, 0], rng),
+        "any_label": _reached(np.array(levels), hits_L4[:, 3], hits_L4[:, 0], rng),
     }
 
 
-def _level(auroc: float, count: int, screened: int, labelled: int) -> dict[str, Any]:
+def _level(auroc: float, count: int, screened: int, labelled: int, with_any: int) -> dict[str, Any]:
     from scipy.stats import binomtest
 
-    told: dict[str, Any] = {
-        "auroc": auroc,
-        "n": count,
-        "share_screened": None,
-        "share_labelled": None,
-        "interval": None,
-    }
-    if count:
-        ends = binomtest(labelled, count).proportion_ci(0.95)
-        told |= {"share_screened": round(screened / count, 4), "share_labelled": round(labelled / count, 4)}
-        told["interval"] = [round(float(ends.low), 4), round(float(ends.high), 4)]
+    told: dict[str, Any] = {"auroc": auroc, "n": count}
+    hits = {"screened": screened, "labelled_with_the_concept": labelled, "with_any_label": with_any}
+    for name, found in hits.items():
+        ends = binomtest(found, count).proportion_ci(0.95) if count else None
+        told[f"share_{name}"] = round(found / count, 4) if count else None
+        told[f"share_{name}_interval"] = ends and [round(float(ends.low), 4), round(float(ends.high), 4)]
     return told
 
 
