@@ -179,7 +179,7 @@ class AblateConfig(Config):
     features: Positive | None = Field(
         None, description="labelled features to test, at most, the first of the screen; null tests all"
     )
-    screen_texts: Positive = Field(2, description="selection texts a concept on which its features are screened")
+    screen_texts: Positive = Field(3, description="selection texts a concept on which its features are screened")
     min_texts: Positive = Field(12, description="texts in which a feature must fire, else not testable")
     max_texts: Positive = Field(12, description="texts a feature at most")
     controls: Positive = Field(1000, description="held-back matched controls to pool, at least")

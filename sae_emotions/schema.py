@@ -136,7 +136,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("active_share", f32, "share of those texts' tokens at which the intervention acts"),
         Column("removed_norm", f32, "mean norm removed where it acts, residual-stream units"),
         Column("effect", f64, "change of the word's log-probability less that of the words outside its family, nats"),
-        Column("z", f64, "effect in units of the moderated spread of the feature's reference controls"),
+        Column(
+            "profile", f64, "change of all words' log-probability, weighted by how like the concept theirs are, nats"
+        ),
+        Column("specific", f64, "profile in units of how far the words outside the family scatter: what is judged"),
+        Column(
+            "z", f64, "specific (dense: profile) in units of the moderated spread of the feature's reference controls"
+        ),
     ),
     "verdicts": (  # causal/<name>/verdicts.parquet, one row a labelled feature
         Column("feature", i32, "labelled feature"),
@@ -145,17 +151,22 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("reason", text, "why, in a few words"),
         Column("texts", i32, "texts in which it fires and was tested"),
         Column("effect", f64, "effect of its removal, nats; negative: the word becomes less likely"),
-        Column("z", f64, "effect in units of its matched controls' spread"),
+        Column(
+            "profile", f64, "change of all words' log-probability, weighted by how like the concept theirs are, nats"
+        ),
+        Column("specific", f64, "profile in units of how far the words outside the family scatter: what is judged"),
+        Column("z", f64, "specific in units of its matched controls' spread"),
         Column("p", f64, "share of all held-back controls with a z at least as low"),
         Column("q", f64, "Benjamini-Hochberg q over the tested features"),
         Column(
             "rank", i32, "rank of the concept's own word among all words by the feature's effect; 1 is lowered most"
         ),
         Column("dense_effect", f64, "positive control: effect of projecting out the concept's dense vector, nats"),
-        Column("dense_p", f64, "its p by the same rule"),
+        Column("dense_profile", f64, "its profile, nats"),
+        Column("dense_p", f64, "p of dense_profile among the held-back controls'"),
         Column("kl", f64, "collateral: mean KL divergence on neutral text, nats a token"),
         Column("kl_flag", flag, "kl is above the controls' 95th percentile"),
-        Column("first_order", f64, "first-order effect of its removal on selection texts of its concept, nats"),
+        Column("first_order", f64, "first-order change of the profile on selection texts of its concept, nats"),
         Column("first_order_score", f64, "the same in units of what unlabelled latents do for as much that they add"),
     ),
     "joint": (  # causal/<name>/joint.parquet, one row a concept with several labelled features, all removed together
@@ -165,22 +176,26 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("reason", text, "why, in a few words"),
         Column("texts", i32, "texts averaged over"),
         Column("effect", f64, "effect of removing all of them on its word, nats"),
-        Column("sum_of_single", f64, "sum of the effects of removing each alone, on the same texts"),
-        Column("z", f64, "effect in units of the moderated spread of the reference control groups"),
+        Column(
+            "profile", f64, "change of all words' log-probability, weighted by how like the concept theirs are, nats"
+        ),
+        Column("sum_of_single", f64, "sum of the profiles of removing each alone, on the same texts, nats"),
+        Column("specific", f64, "profile in units of how far the words outside the family scatter: what is judged"),
+        Column("z", f64, "specific in units of the moderated spread of the reference control groups"),
         Column("p", f64, "share of all held-back control groups with a z at least as low"),
         Column("q", f64, "Benjamini-Hochberg q over the tested concepts"),
-        Column("dense_effect", f64, "positive control: effect of projecting out the concept's dense vector, nats"),
-        Column("dense_p", f64, "its p by the same rule"),
-        Column("reference_effects", pa.list_(f64), "effects of the reference control groups, nats"),
-        Column("held_back_effects", pa.list_(f64), "effects of the held-back control groups, nats"),
+        Column("dense_profile", f64, "positive control: profile of projecting out the concept's dense vector, nats"),
+        Column("dense_p", f64, "its p among the held-back control groups'"),
+        Column("reference", pa.list_(f64), "specific of the reference control groups"),
+        Column("held_back", pa.list_(f64), "specific of the held-back control groups"),
     ),
     "screen": (  # causal/<name>/screen.parquet: a concept's labelled features, and the latents with its lowest scores
-        Column("concept", text, "concept whose word is read out, on selection texts of its own"),
+        Column("concept", text, "concept whose profile of words is read, on selection texts of its own"),
         Column("feature", i32, "latent number"),
         Column("labelled", flag, "the latent is labelled with this concept"),
         Column("fires", i32, "texts in which it fires"),
         Column("texts", i32, "texts looked at"),
-        Column("first_order", f64, "mean first-order effect of its removal, nats"),
+        Column("first_order", f64, "mean first-order change of the profile by its removal, nats"),
         Column("first_order_score", f64, "the same in units of what unlabelled latents do for as much that they add"),
     ),
     "vector_tokens": (  # vectors/tokens.parquet, one row a place and concept

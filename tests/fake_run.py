@@ -221,6 +221,8 @@ SCREEN = {
     "texts": 8,
     "rank_agreement_same_texts": {"rho": 0.97, "low": 0.9, "high": 0.99, "pairs": 30},
     "rank_agreement_held_out": {"rho": 0.61, "low": 0.2, "high": 0.8, "pairs": 30},
+    "controls_let_through": 12,
+    "controls_let_through_confirmed": 2,
 }
 
 
@@ -256,14 +258,30 @@ def _z(number: int) -> float:
 
 def _effect(number: int, concept: str, kind: str, control: int | None, half: str | None, z: float) -> dict[str, Any]:
     named = {"feature": number, "concept": concept, "kind": kind, "control": control, "half": half}
-    return named | {"texts": 14, "active_share": 0.1, "removed_norm": 3.0, "effect": 0.02 * z, "z": z}
+    return named | {
+        "texts": 14,
+        "active_share": 0.1,
+        "removed_norm": 3.0,
+        "effect": 0.02 * z,
+        "profile": 0.03 * z,
+        "specific": 0.1 * z,
+        "z": z,
+    }
 
 
 def _verdict(number: int, concept: str) -> dict[str, Any]:
     z = _z(number)
     row: dict[str, Any] = {"feature": number, "concept": concept, "first_order": 0.01 * z, "first_order_score": 0.3 * z}
-    numbers: dict[str, Any] = {"effect": 0.02 * z, "z": z, "p": 1e-3, "q": 4e-3, "rank": 1}
-    numbers |= {"dense_effect": -0.5, "dense_p": 1e-3, "kl": 2e-4, "kl_flag": False}
+    numbers: dict[str, Any] = {
+        "effect": 0.02 * z,
+        "profile": 0.03 * z,
+        "specific": 0.1 * z,
+        "z": z,
+        "p": 1e-3,
+        "q": 4e-3,
+        "rank": 1,
+    }
+    numbers |= {"dense_effect": -0.5, "dense_profile": -0.8, "dense_p": 1e-3, "kl": 2e-4, "kl_flag": False}
     if number == UNTESTABLE:
         row |= {"verdict": "not testable", "reason": "it fires in 4 texts", "texts": 4}
         return row | dict.fromkeys(numbers)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sae_emotions.causal.attribute import Asked, Slope, attribution, projection_effect, slopes, word_asked
+from sae_emotions.causal.attribute import Asked, Slope, attribution, projection_effect, slopes, words_asked
+from sae_emotions.causal.profile import Profile, read
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.runs import Removal, enter, word_changes
 from sae_emotions.dictionary.encode import Dictionary
@@ -43,31 +44,38 @@ def texts():
     g = torch.Generator().manual_seed(2)
     made = [torch.randint(10, 80, (length,), generator=g).tolist() for length in (9, 14, 11)]
     made[1][4] = SPECIAL[0]
-    return [(ids, own, np.setdiff1d(np.arange(4), [own])) for ids, own in zip(made, (0, 2, 0), strict=True)]
+    return list(zip(made, (0, 2, 0), strict=True))
+
+
+def profile(own):
+    """Word 0 is two tokens, of which only the own word's second one is read."""
+    weight_C = np.array([0.0, 0.3, -0.5, 0.2])
+    weight_C[own] = 0.8
+    return Profile(own, np.setdiff1d(np.arange(1, 4), [own]), weight_C)
 
 
 def attributed(upper, found, texts):
-    asked = [word_asked(TREE, *one) for one in texts]
+    asked = [words_asked(TREE, ids, profile(own)) for ids, own in texts]
     return {n: attribution(found, slope) for n, slope in slopes(upper, asked, SPECIAL)}
 
 
 def exact(upper, found, one, latent):
     """Effect of removing a latent, by the pass that the stage itself uses."""
-    ids, own, outside = one
+    ids, own = one
     text = enter(upper, TREE, ids, SPECIAL)
     acts_Q = torch.zeros(len(text.keep_Q))
     acts_Q[text.keep_Q] = found.features(text.x_QD[text.keep_Q])[:, latent]
     at_P = torch.nonzero(acts_Q)[:, 0]
     change = word_changes(upper, TREE, text, [Removal(at_P, acts_Q[at_P], found.W_dec_FD[latent], (0,))])
-    return change.all_JW[0, own] - change.all_JW[0, outside].mean(), len(at_P), float(acts_Q.sum())
+    by_text = {0: (change.first_JW[0], change.all_JW[0])}
+    return read([by_text], [0], profile(own)).profile_N[0], len(at_P), float(acts_Q.sum())
 
 
 def test_small_removals_have_the_effect_that_the_gradient_says(upper, texts):
     found = dictionary(1e-4)
     seen = attributed(upper, found, texts)
     assert sorted(seen) == [0, 1, 2]
-    # The words compared with count with their first token alone, so word 0 (two tokens) must not be among them here.
-    for n in (0, 2):
+    for n in range(3):
         for latent, effect, active, amount in list(zip(*seen[n], strict=True))[:8]:
             wanted, positions, total = exact(upper, found, texts[n], int(latent))
             assert effect == pytest.approx(wanted, rel=0.04, abs=1e-6)

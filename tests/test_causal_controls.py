@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, controls_each, halves, match, traits
-from sae_emotions.causal.effects import words_of
 from sae_emotions.causal.estimate import estimate
-from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.texts import Firing, choose, strongest
 from sae_emotions.config import AblateConfig
 
@@ -98,23 +96,6 @@ def test_a_features_texts_are_those_in_which_it_fires_most():
     amount_TF = np.array([[3.0, 0.0], [1.0, 0.0], [2.0, 5.0], [0.0, 0.0]])
     assert strongest(amount_TF, 2).tolist() == [[True, False], [False, False], [True, True], [False, False]]
     assert strongest(amount_TF, 9).tolist() == (amount_TF > 0).tolist()
-
-
-def tree(single, double):
-    return WordTree((1,), (9,), (-1,), tuple(((-1, n),) for n in range(single)) + (((-1, 9), (0, 1)),) * double)
-
-
-def test_a_word_is_compared_with_whole_words_outside_its_family():
-    families = ["a"] * 5 + ["b"] * 20 + [None] * 5
-    words = words_of(tree(25, 5), families, np.array([0, 10, 27]))
-    assert words.outside[0].tolist() == list(range(5, 25))
-    assert words.outside[1].tolist() == list(range(5))
-    assert words.outside[2].tolist() == list(range(25))
-
-
-def test_few_whole_words_or_one_family_fall_back_to_all():
-    assert words_of(tree(3, 3), [None] * 6, np.array([1])).outside[0].tolist() == [0, 2, 3, 4, 5]
-    assert words_of(tree(25, 0), ["a"] * 25, np.array([1])).outside[0].tolist() == [0, *range(2, 25)]
 
 
 def test_the_estimate_grows_with_features_texts_and_blocks():

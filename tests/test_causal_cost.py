@@ -6,9 +6,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_emotions.causal.controls import Matched
-from sae_emotions.causal.effects import Design, Words, amount, effects, measure
+from sae_emotions.causal.effects import Design, amount, effects, measure
 from sae_emotions.causal.estimate import counted
 from sae_emotions.causal.joint import Group
+from sae_emotions.causal.profile import profile_of
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.runners import Whole
 from sae_emotions.causal.runs import enter
@@ -40,14 +41,23 @@ def designed(upper):
     uses = [np.arange(TEXTS)[rng.permutation(TEXTS)[:6]] for _ in range(FEATURES)]
     uses = [np.array([t for t in used if (acts[t][:, f] > 0).any()]) for f, used in enumerate(uses)]
     matches = [Matched(FEATURES + rng.permutation(LATENTS - FEATURES)[:14], np.ones(14, bool)) for _ in uses]
-    own_F = np.arange(FEATURES) % 4
-    outside = [np.setdiff1d(np.arange(1, 4), [own]) for own in own_F]
-    group = Group(1, outside[1], np.array([1, 5, 9]), np.arange(4), np.arange(20, 32).reshape(4, 3))
+    group = Group(1, np.array([1, 5, 9]), np.arange(4), np.arange(20, 32).reshape(4, 3))
     directions_LD, unit_CD = torch.randn(LATENTS, D), torch.nn.functional.normalize(torch.randn(4, D), dim=1)
-    random = {0: unit_CD[0]}
-    words = Words(own_F, tuple(outside))
+    profiles = {own: profile_of(TREE, [None] * 4, unit_CD, own) for own in range(4)}
+    own_F, random, usual_D = np.arange(FEATURES) % 4, {0: unit_CD[0]}, torch.zeros(D)
     return Design(
-        texts, acts, np.arange(FEATURES), uses, matches, words, directions_LD, unit_CD, random, torch.zeros(D), [group]
+        texts,
+        acts,
+        np.arange(FEATURES),
+        uses,
+        matches,
+        own_F,
+        profiles,
+        directions_LD,
+        unit_CD,
+        random,
+        usual_D,
+        [group],
     )
 
 
@@ -83,8 +93,8 @@ def test_a_joint_removal_takes_all_members_at_once(upper):
     """Its effect is that of the members' summed contributions, and single effects are there to be summed."""
     design = designed(upper)
     found = effects(measure(Whole(upper), TREE, design, lambda n: None), design).joint
-    assert len(found.joint_G) == 1
-    assert len(found.controls[0]) == 4
+    assert len(found.joint.word_N) == 1
+    assert len(found.controls[0].word_N) == 4
     tiny = design._replace(acts=[1e-3 * acts for acts in design.acts])
     small = effects(measure(Whole(upper), TREE, tiny, lambda n: None), tiny).joint
-    assert small.joint_G[0] == pytest.approx(small.sum_G[0], rel=0.02, abs=1e-6)
+    assert small.joint.profile_N[0] == pytest.approx(small.sum_G[0], rel=0.02, abs=1e-6)

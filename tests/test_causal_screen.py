@@ -48,24 +48,22 @@ def firing():
 
 def test_groups_are_concepts_with_several_features_that_fire(firing):
     own_F = np.array([5, 2, 5, 2, 8, 5, 8])
-    outside = {2: np.array([0]), 5: np.array([1]), 8: np.array([3])}
-    found = groups_of(firing, np.ones(120), own_F, outside, np.arange(7, 120))
+    found = groups_of(firing, np.ones(120), own_F, np.arange(7, 120))
     # Of concept 2 one feature (number 3) is silent, so that nothing is removed together.
     assert [(one.own, one.members_M.tolist()) for one in found] == [(5, [0, 2, 5]), (8, [4, 6])]
     for one in found:
         added_T = firing.amount_TL[:, one.members_M].sum(1)
         assert sorted(one.texts.tolist()) == sorted(np.argsort(-added_T)[:6].tolist())
-        assert one.outside is outside[one.own]
         assert one.controls_KM.shape == (CONTROLS, len(one.members_M))
         assert all(len(set(group)) == len(group) for group in one.controls_KM.tolist())  # no control twice in a group
         assert all(len(set(column)) == CONTROLS for column in one.controls_KM.T.tolist())  # nor twice for one feature
         assert one.controls_KM.min() >= 7
     few = Firing(firing.active_TL[:5], firing.amount_TL[:5], firing.tokens_T[:5])
-    assert groups_of(few, np.ones(120), own_F, outside, np.arange(7, 120)) == []
+    assert groups_of(few, np.ones(120), own_F, np.arange(7, 120)) == []
 
 
 def test_too_few_candidates_give_fewer_groups(firing):
-    (one,) = groups_of(firing, np.ones(120), np.array([0, 0]), {0: np.array([1])}, np.arange(7, 12))
+    (one,) = groups_of(firing, np.ones(120), np.array([0, 0]), np.arange(7, 12))
     assert 2 <= len(one.controls_KM) <= 5
 
 

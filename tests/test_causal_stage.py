@@ -120,9 +120,10 @@ def test_changes_alone_give_the_effects_of_whole_passes(config, run, monkeypatch
     assert len(whole) == len(alone) > 10
     most = max(abs(row["effect"]) for row in whole)
     for one, two in zip(whole, alone, strict=True):
-        effect, z = one.pop("effect"), one.pop("z")
-        assert two.pop("effect") == pytest.approx(effect, rel=0.02, abs=0.005 * most)
-        assert two.pop("z") == pytest.approx(z, rel=0.05, abs=0.05)
+        for column in ("effect", "profile"):
+            assert two.pop(column) == pytest.approx(one.pop(column), rel=0.02, abs=0.005 * most)
+        for column in ("specific", "z"):
+            assert two.pop(column) == pytest.approx(one.pop(column), rel=0.05, abs=0.05)
         assert one == two
     assert [row["verdict"] for row in again] == [row["verdict"] for row in judged]
     assert again[0]["kl"] == pytest.approx(judged[0]["kl"], rel=0.05, abs=1e-5)
@@ -155,9 +156,9 @@ def test_features_of_one_concept_are_removed_together(config, run):
     assert joint["concept"] == one
     assert sorted(joint["features"]) == sorted([TRUTH.feature[one], TRUTH.feature[KINDS["unread"][0]]])
     assert joint["effect"] < -0.1
-    assert joint["effect"] == pytest.approx(joint["sum_of_single"], rel=0.2)
-    assert len(joint["reference_effects"]) == len(joint["held_back_effects"]) == 4
-    assert max(map(abs, joint["held_back_effects"])) < abs(joint["effect"])
+    assert joint["profile"] == pytest.approx(joint["sum_of_single"], rel=0.2)
+    assert len(joint["reference"]) == len(joint["held_back"]) == 4
+    assert max(map(abs, joint["held_back"])) < abs(joint["specific"])
     summary = tables(run)[2]
     assert summary["joint"]["concepts"] == 1
     assert summary["joint"]["features"] == 2

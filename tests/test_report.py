@@ -341,7 +341,9 @@ def test_the_summary_is_strict_json(folder, page):
 def test_features_that_were_left_out_are_counted(fresh):
     where = fresh / "causal" / FIRST / "summary.json"
     write_json(where, read_json(where) | {"left_out": 7})
-    assert "7 more were left out" in Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
+    text = Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
+    assert "7 more were left out" in text
+    assert "Of the matched controls that it finds as strong, 2 of 12 would be causal" in " ".join(text.split())
     assert "7 were left out" in final_table(fresh)
     assert read_json(fresh / "summary.json")["dictionaries"][0]["causal"]["left_out"] == 7
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from eval.validity.asked import Asked as Section
-from sae_emotions.causal.attribute import Asked, Slope, attribution, projection_effect, slopes, word_asked
-from sae_emotions.causal.effects import words_of
+from sae_emotions.causal.attribute import Asked, Slope, attribution, projection_effect, slopes, words_asked
 from sae_emotions.causal.first_order import FirstOrder, Seen, judged_of, numbers
 from sae_emotions.causal.further import (
     PARTS,
@@ -28,6 +27,7 @@ from sae_emotions.causal.further import (
 )
 from sae_emotions.causal.higher import higher_dense
 from sae_emotions.causal.material import Material, Story, gather, in_turn
+from sae_emotions.causal.profile import outside_of, profile_of
 from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.screen import agreement
 from sae_emotions.concepts.probes import load_probes
@@ -174,11 +174,10 @@ def _further_up(bench: Bench, asked: Section) -> dict[str, Any]:
     if bench.upper.block + 1 >= bench.upper.last:
         return {"skipped": "no block lies between the hook and the last one"}
     reached, dense_CD, source = higher_dense(bench.config, asked.run, bench.material, bench.upper)
-    words = words_of(
-        bench.tree, [one.family for one in bench.material.concepts.concepts], np.array(list(bench.stories))
-    )
+    families = [one.family for one in bench.material.concepts.concepts]
     texts = []
-    for (concept, stories), outside in zip(bench.stories.items(), words.outside, strict=True):
+    for concept, stories in bench.stories.items():
+        outside = outside_of(bench.tree, families, concept)
         contrast_D = dense_CD[concept] - dense_CD[torch.from_numpy(outside)].mean(0)
         texts += [Text(concept, [reading_asked(story.ids, bench.tree.prompt, contrast_D)]) for story in stories]
     return {
@@ -190,7 +189,7 @@ def _further_up(bench: Bench, asked: Section) -> dict[str, Any]:
 
 
 def _position(bench: Bench) -> dict[str, Any]:
-    """The word's readout after a conversation's first exchange; features removed in one of its parts at a time."""
+    """The words' readout after a conversation's first exchange; features removed in one of its parts at a time."""
     dialogues = load_probes(bench.config.concepts).dialogues
     if not dialogues or not getattr(bench.tokenizer, "chat_template", None):
         return {"skipped": "no dialogues among the probe sets, or no chat template"}
@@ -203,11 +202,11 @@ def _position(bench: Bench) -> dict[str, Any]:
         said = exchange(bench.tokenizer, dialogue)
         for whose, name in zip(texts, (dialogue.human, dialogue.assistant), strict=True):
             if (concept := number[name]) in labelled:
-                (outside,) = words_of(bench.tree, families, np.array([concept])).outside
-                texts[whose].append(Text(concept, [word_asked(bench.tree, said.ids, concept, outside)]))
+                profile = profile_of(bench.tree, families, bench.material.dense_CD, concept)
+                texts[whose].append(Text(concept, [words_asked(bench.tree, said.ids, profile)]))
                 parts[whose].append(said)
     figures: dict[str, Any] = {
-        "unit": "nats: log P of the concept's word after the exchange and the readout prompt, less that of other words"
+        "unit": "nats: log P of all words after the exchange and the readout prompt, weighted by the concept's profile"
     }
     for whose, asked in texts.items():
         if not asked:

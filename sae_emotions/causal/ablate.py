@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from sae_emotions.artefact import write_json, written_folder
-from sae_emotions.causal.attribute import attribution, slopes, word_asked
+from sae_emotions.causal.attribute import attribution, slopes, words_asked
 from sae_emotions.causal.collateral import CONTROLS, TOKENS, acts_of, kl_of_removal
 from sae_emotions.causal.controls import Matched, controls_each, halves, match
-from sae_emotions.causal.effects import Design, Effects, Measured, amount, effect, effects, measure, words_of
+from sae_emotions.causal.effects import Design, Effects, Measured, amount, effects, measure
 from sae_emotions.causal.estimate import counted
 from sae_emotions.causal.joint import groups_of
 from sae_emotions.causal.material import Material, Story, gather
+from sae_emotions.causal.profile import Profile, Readings, profile_of, read
 from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.runners import Runner, runner_for
 from sae_emotions.causal.runs import Text, enter
@@ -41,7 +42,7 @@ PAIRS = 150  # features and texts on which first-order effects are compared with
 SPARE = 1  # texts a feature more than it must fire in, as stored rows differ a little from the model's own
 
 
-class Read(NamedTuple):
+class Entered(NamedTuple):
     """The common texts, run up to the hook."""
 
     texts: list[Text]
@@ -61,7 +62,7 @@ def _pool(config: RunConfig, material: Material) -> list[Story]:
     return [material.held_out[n] for n in (found if len(found) else [0])]
 
 
-def _read(upper: Upper, tree: WordTree, material: Material, pool: list[Story]) -> Read:
+def _enter(upper: Upper, tree: WordTree, material: Material, pool: list[Story]) -> Entered:
     """Run the pool to the hook; what fires is decided on the model's own residual, not on stored rows."""
     texts, acts = [], []
     with Progress("read texts", len(pool), "texts") as bar:
@@ -72,7 +73,7 @@ def _read(upper: Upper, tree: WordTree, material: Material, pool: list[Story]) -
     shape = (len(texts), len(material.latents_L))
     active_TL = np.array([(acts_SL > 0).sum(0).numpy() for acts_SL in acts], np.float32).reshape(shape)
     amount_TL = np.array([acts_SL.sum(0).numpy() for acts_SL in acts], np.float32).reshape(shape)
-    return Read(texts, acts, Firing(active_TL, amount_TL, np.array([int(text.keep_Q.sum()) for text in texts])))
+    return Entered(texts, acts, Firing(active_TL, amount_TL, np.array([int(text.keep_Q.sum()) for text in texts])))
 
 
 def _uses(firing: Firing, features: int, most: int) -> list[np.ndarray]:
@@ -85,32 +86,35 @@ def _uses(firing: Firing, features: int, most: int) -> list[np.ndarray]:
 
 
 def _design(
-    config: RunConfig, material: Material, tree: WordTree, read: Read, enough: np.ndarray, uses: list[np.ndarray]
+    config: RunConfig,
+    material: Material,
+    profiles: dict[int, Profile],
+    entered: Entered,
+    enough: np.ndarray,
+    uses: list[np.ndarray],
 ) -> Design:
-    """Controls, random directions and words of the features that fire in enough texts."""
+    """Controls, random directions and groups of the features that fire in enough texts."""
     rng = np.random.default_rng([config.seed, 1])
     settings, width = config.ablate, material.dictionary.d_in
     count = controls_each(settings.controls, len(enough))
-    matches = match(read.firing, material.norms_L, enough, uses, material.candidates_C, count)
+    matches = match(entered.firing, material.norms_L, enough, uses, material.candidates_C, count)
     random_FD = torch.nn.functional.normalize(
         torch.from_numpy(rng.standard_normal((len(enough), width))).float(), dim=1
     )
     some = rng.permutation(len(enough))[: settings.random_directions]
-    families = [concept.family for concept in material.concepts.concepts]
-    concepts_C = np.unique(material.own_F)
-    outside = dict(zip(concepts_C.tolist(), words_of(tree, families, concepts_C).outside, strict=True))
-    groups = groups_of(read.firing, material.norms_L, material.own_F, outside, material.candidates_C)
+    groups = groups_of(entered.firing, material.norms_L, material.own_F, material.candidates_C)
     return Design(
-        read.texts,
-        read.acts,
+        entered.texts,
+        entered.acts,
         enough,
         uses,
         matches,
-        words_of(tree, families, material.own_F[enough]),
+        material.own_F[enough],
+        profiles,
         material.dictionary.W_dec_FD[torch.from_numpy(material.latents_L)],
         material.dense_CD,
         {int(f): random_FD[f] for f in np.sort(some)},
-        torch.cat([text.x_QD[text.keep_Q].float() for text in read.texts]).mean(0),
+        torch.cat([text.x_QD[text.keep_Q].float() for text in entered.texts]).mean(0),
         groups,
     )
 
@@ -145,9 +149,11 @@ def _measured(runner: Runner, tree: WordTree, design: Design, runs: int) -> tupl
     return measured, effects(measured, design)
 
 
-def _screened(config: RunConfig, material: Material, upper: Upper, tree: WordTree) -> tuple[Material, Screened]:
+def _screened(
+    config: RunConfig, material: Material, upper: Upper, tree: WordTree, profiles: dict[int, Profile]
+) -> tuple[Material, Screened]:
     """Screen all labelled features; those to be tested come first in the material."""
-    found = screen(upper, tree, material, config.ablate.screen_texts)
+    found = screen(upper, tree, material, profiles, config.ablate.screen_texts)
     numbers_X = material.latents_L[: len(material.own_F)]
     score_X = found.of(material.own_F, numbers_X)[1]
     most = len(score_X) if config.ablate.features is None else min(len(score_X), config.ablate.features)
@@ -167,8 +173,7 @@ def _same_texts(
     pairs = [(f, int(t)) for f, texts in enumerate(design.uses) for t in texts]
     rng = np.random.default_rng([config.seed, 5])
     some = [pairs[n] for n in np.sort(rng.permutation(len(pairs))[:PAIRS])]
-    words = design.words
-    asked = [word_asked(tree, pool[t].ids, int(words.own_F[f]), words.outside[f]) for f, t in some]
+    asked = [words_asked(tree, pool[t].ids, design.profiles[int(design.own_F[f])]) for f, t in some]
     first_N = np.zeros(len(some))
     with Progress("compare with first order", len(some), "texts") as bar:
         for n, slope in slopes(upper, asked, material.special):
@@ -176,30 +181,43 @@ def _same_texts(
             first_N[n] = attribution(material.dictionary, slope).effect_of(number)
             bar.advance(1)
     exact = [
-        effect(
-            measured.changes["feature", int(design.features_F[f])], np.array([t]), int(words.own_F[f]), words.outside[f]
-        )
+        read([measured.changes["feature", int(design.features_F[f])]], [t], design.profiles[int(design.own_F[f])])
         for f, t in some
     ]
-    return agreement(first_N, np.array(exact))
+    return agreement(first_N, np.array([one.profile_N[0] for one in exact]))
 
 
 def _judged(config: RunConfig, found: Effects) -> tuple[list[np.ndarray], list[np.ndarray], Judged, Judged]:
     """Which controls and control groups are held back; verdicts on features and groups, each with an FDR of its own."""
     rng = np.random.default_rng([config.seed, 3])
     joint, q = found.joint, config.ablate.q
-    held = [halves(len(effect_K), rng) for effect_K in found.controls]
-    held_groups = [halves(len(effect_K), rng) for effect_K in joint.controls]
-    judged = judge(found.feature_F, found.dense_F, *_split(found.controls, held), found.random, q)
-    nothing = [np.zeros(0)] * len(joint.joint_G)
-    groups = judge(joint.joint_G, joint.dense_G, *_split(joint.controls, held_groups), nothing, q)
-    return held, held_groups, judged, groups
+    held = [halves(len(one.word_N), rng) for one in found.controls]
+    held_groups = [halves(len(one.word_N), rng) for one in joint.controls]
+    random = [one.specific_N for one in found.random]
+    nothing = [np.zeros(0)] * len(joint.controls)
+    return (
+        held,
+        held_groups,
+        _judge(found.feature, found.dense, found.controls, held, random, q),
+        _judge(joint.joint, joint.dense, joint.controls, held_groups, nothing, q),
+    )
 
 
-def _split(effects: Sequence[np.ndarray], held: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Reference controls' effects, and those of the held-back ones."""
-    both = list(zip(effects, held, strict=True))
-    return [effect_K[~held_K] for effect_K, held_K in both], [effect_K[held_K] for effect_K, held_K in both]
+def _judge(
+    feature: Readings,
+    dense: Readings,
+    controls: Sequence[Readings],
+    held: Sequence[np.ndarray],
+    random: Sequence[np.ndarray],
+    q: float,
+) -> Judged:
+    """A dense vector moves all words far, so the positive control is judged in nats, beside the controls in nats."""
+    reference, held_back = (
+        [one.some(side) for one, side in zip(controls, sides, strict=True)] for sides in ([~h for h in held], held)
+    )
+    gate = ([one.profile_N for one in reference], [one.profile_N for one in held_back])
+    specific = ([one.specific_N for one in reference], [one.specific_N for one in held_back])
+    return judge(feature.specific_N, dense.profile_N, *specific, random, q, gate)
 
 
 def ablate(config: RunConfig, run: Path, name: str) -> Path:
@@ -222,13 +240,15 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     model = load_model(config.model, dtype)
     upper = Upper(model.model, material.dictionary.block)
     tree = word_tree(model.tokenizer, material.concepts.readout, [one.word for one in material.concepts.concepts])
-    material, screened = _screened(config, material, upper, tree)
+    families = [concept.family for concept in material.concepts.concepts]
+    profiles = {int(own): profile_of(tree, families, material.dense_CD, int(own)) for own in np.unique(material.own_F)}
+    material, screened = _screened(config, material, upper, tree, profiles)
     screening = upper.block_tokens
     pool = _pool(config, material)
-    read = _read(upper, tree, material, pool)
-    uses = _uses(read.firing, material.chosen, config.ablate.max_texts)
+    entered = _enter(upper, tree, material, pool)
+    uses = _uses(entered.firing, material.chosen, config.ablate.max_texts)
     enough = np.array([f for f, texts in enumerate(uses) if len(texts) >= config.ablate.min_texts], dtype=np.int64)
-    design = _design(config, material, tree, read, enough, [uses[f] for f in enough])
+    design = _design(config, material, profiles, entered, enough, [uses[f] for f in enough])
     entering = upper.block_tokens - screening
     runs = amount(design, tree)
     places = max(TOKENS, *(len(text.packed.ids_Q) for text in design.texts))
@@ -239,7 +259,7 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
         cost = counted(runs.unshared, runs.whole, upper.last + 1, spent)
         collateral = _collateral(config, material, upper, runner, model.tokenizer, enough, list(design.matches))
     judged = _judged(config, found)
-    outcome = Outcome(config.ablate, read.firing, uses, enough, design, found, *judged, collateral, screened)
+    outcome = Outcome(config.ablate, entered.firing, uses, enough, design, found, *judged, collateral, screened)
     took = {
         "removals": runs.removals,
         "how": runner.how,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sae_emotions.causal.profile import Profile
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.dictionary.encode import Dictionary
 from sae_emotions.edit import editable
@@ -64,18 +65,21 @@ class Attribution(NamedTuple):
         return float(self.effect_N[self.latent_N == latent].sum())
 
 
-def word_asked(tree: WordTree, ids: list[int], own: int, outside: np.ndarray) -> Asked:
-    """The readout of `effects.words_of`: log P of the whole own word after the prompt, less the mean of the others'.
+def words_asked(tree: WordTree, ids: list[int], profile: Profile) -> Asked:
+    """The words' log-probabilities after the prompt, weighted by a concept's profile: what the exact test reads, unscaled.
 
-    Others of several tokens count with their first one.
+    The concept's own word counts whole, others of several tokens with their first one.
     """
-    path = tree.paths[own]
-    others = torch.tensor([tree.paths[word][0][1] for word in outside])
+    path = tree.paths[profile.own]
+    others = [int(word) for word in np.flatnonzero(profile.weight_C) if word != profile.own]
+    first = torch.tensor([tree.paths[word][0][1] for word in others])
+    weight = torch.tensor(profile.weight_C[others], dtype=torch.float32)
+    own_weight = float(profile.weight_C[profile.own])
 
     def read(logits_AV: torch.Tensor) -> torch.Tensor:
         logp_AV = torch.log_softmax(logits_AV[len(tree.prompt) :].float(), dim=-1)
         whole = torch.stack([logp_AV[n, token] for n, (_, token) in enumerate(path)]).sum()
-        return whole - logp_AV[0, others.to(logp_AV.device)].mean()
+        return own_weight * whole + logp_AV[0, first.to(logp_AV.device)] @ weight.to(logp_AV.device)
 
     return Asked(ids, (*tree.prompt, *(token for _, token in path[:-1])), read)
 

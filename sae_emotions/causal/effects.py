@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from sae_emotions.causal.controls import Matched
-from sae_emotions.causal.joint import Group, JointEffects
+from sae_emotions.causal.joint import Group
+from sae_emotions.causal.profile import Changes, Profile, Readings, read
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.runners import Runner
 from sae_emotions.causal.runs import Removal, Text
@@ -25,14 +26,6 @@ WHOLE = 2  # texts a feature on which words of several tokens are followed throu
 Key = tuple[str, int]
 """kind, and number: a latent's place; of "random" the feature, of "dense" the concept, of "joint" the group, of "joint
 control" a running number"""
-
-
-class Words(NamedTuple):
-    """What is compared with what, by number of the word."""
-
-    own_F: np.ndarray
-    outside: tuple[np.ndarray, ...]
-    """per feature: the words outside its family that its own word is compared with"""
 
 
 class Design(NamedTuple):
@@ -46,7 +39,10 @@ class Design(NamedTuple):
     uses: Sequence[np.ndarray]
     """per feature: its texts"""
     matches: Sequence[Matched]
-    words: Words
+    own_F: np.ndarray
+    """number of each feature's concept"""
+    profiles: Mapping[int, Profile]
+    """how each concept is read"""
     directions_LD: torch.Tensor
     dense_CD: torch.Tensor
     """unit vectors, one a concept"""
@@ -55,25 +51,6 @@ class Design(NamedTuple):
     usual_D: torch.Tensor
     """mean residual over the editable positions of all texts: what a projection on a dense vector leaves in its place"""
     groups: Sequence[Group]
-
-
-def words_of(tree: WordTree, families: Sequence[str | None], own_F: np.ndarray) -> Words:
-    """Each feature's word is compared with the one-token words outside its family: they cost no nodes.
-
-    Where a tokenizer leaves fewer than 20 words whole, with all words outside the family; and with all other words where
-    the family is everything.
-    """
-    single_W = tree.single()
-    base_W = single_W if single_W.sum() >= 20 else np.ones(len(families), bool)
-    outside = []
-    for own in own_F:
-        kin_W = np.array([family is not None and family == families[own] for family in families])
-        kin_W[own] = True
-        chosen_W = base_W & ~kin_W
-        if not chosen_W.any():
-            chosen_W = np.arange(len(families)) != own
-        outside.append(np.flatnonzero(chosen_W))
-    return Words(np.asarray(own_F), tuple(outside))
 
 
 def _control_groups(design: Design) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -90,27 +67,26 @@ def _wanted(design: Design, tree: WordTree, t: int) -> dict[Key, set[int]]:
     def want(kind: str, number: int, nodes: Iterable[int]) -> None:
         wanted.setdefault((kind, number), set()).update(nodes)
 
+    needed = {own: tree.nodes_of(map(int, profile.words)) for own, profile in design.profiles.items()}
     for f, place in enumerate(design.features_F):
         if t not in design.uses[f]:
             continue
-        own = int(design.words.own_F[f])
-        needed = tree.nodes_of([own, *design.words.outside[f]])
-        want("feature", int(place), range(len(tree.tokens)) if t in design.uses[f][:WHOLE] else needed)
+        own = int(design.own_F[f])
+        want("feature", int(place), range(len(tree.tokens)) if t in design.uses[f][:WHOLE] else needed[own])
         if f in design.random:
-            want("random", f, needed)
-        want("dense", own, needed)
+            want("random", f, needed[own])
+        want("dense", own, needed[own])
         for control in design.matches[f].controls_K:
-            want("control", int(control), needed)
+            want("control", int(control), needed[own])
     for g, group in enumerate(design.groups):
         if t in group.texts:
-            needed = tree.nodes_of([group.own, *group.outside])
-            want("joint", g, needed)
-            want("dense", group.own, needed)
+            want("joint", g, needed[group.own])
+            want("dense", group.own, needed[group.own])
             for place in group.members_M:
-                want("feature", int(place), needed)
+                want("feature", int(place), needed[group.own])
     for number, g, _ in _control_groups(design):
         if t in design.groups[g].texts:
-            want("joint control", number, tree.nodes_of([design.groups[g].own, *design.groups[g].outside]))
+            want("joint control", number, needed[design.groups[g].own])
     return wanted
 
 
@@ -176,16 +152,16 @@ def amount(design: Design, tree: WordTree) -> Amount:
             whole += text.packed.stem + len(removal.nodes)
             runs.setdefault(key, {})[t] = text.packed.stem
     unshared = 0.0
+    nodes = {own: len(tree.nodes_of(map(int, profile.words))) for own, profile in design.profiles.items()}
     for f, texts in enumerate(design.uses):
-        nodes = len(tree.nodes_of([int(design.words.own_F[f]), *design.words.outside[f]]))
-        keys = [("feature", int(design.features_F[f])), ("dense", int(design.words.own_F[f])), ("random", f)]
+        own = int(design.own_F[f])
+        keys = [("feature", int(design.features_F[f])), ("dense", own), ("random", f)]
         keys += [("control", int(place)) for place in design.matches[f].controls_K]
-        unshared += _positions(runs, keys, texts, nodes)
+        unshared += _positions(runs, keys, texts, nodes[own])
     for g, group in enumerate(design.groups):
-        nodes = len(tree.nodes_of([group.own, *group.outside]))
         keys = [("joint", g), ("dense", group.own), *(("feature", int(place)) for place in group.members_M)]
         keys += [("joint control", number) for number, of, _ in _control_groups(design) if of == g]
-        unshared += _positions(runs, keys, group.texts, nodes)
+        unshared += _positions(runs, keys, group.texts, nodes[group.own])
     return Amount(removals, positions, whole, unshared)
 
 
@@ -196,7 +172,7 @@ def _positions(runs: dict[Key, dict[int, int]], keys: Iterable[Key], texts: np.n
 class Measured(NamedTuple):
     """Changes of the words, nats, and what it took."""
 
-    changes: dict[Key, dict[int, tuple[np.ndarray, np.ndarray]]]
+    changes: dict[Key, Changes]
     """key -> text -> changes of the words' first tokens and of the whole words, NaN where not asked for, each W long; a
     control that is silent in a text has no entry there: it changes nothing"""
     nothing: float
@@ -224,30 +200,33 @@ def measure(runner: Runner, tree: WordTree, design: Design, done: Callable[[int]
             changes.setdefault(key, {})[t] = (change.first_JW[row], change.all_JW[row])
         if len(change.all_JW) > len(keys):
             nothing = max(nothing, float(np.nanmax(np.abs(change.all_JW[-1]))))
-    return Measured(changes, nothing)
+    return Measured(dict(changes), nothing)
+
+
+class JointEffects(NamedTuple):
+    """Of every group of features that are removed together."""
+
+    joint: Readings
+    sum_G: np.ndarray
+    """sum of what each member does to the profile when it is removed alone, on the same texts, nats"""
+    dense: Readings
+    controls: list[Readings]
+    """of each group's control groups"""
 
 
 class Effects(NamedTuple):
-    """Effects on each feature's word, nats: change of its log P less the mean change of the words outside its family."""
+    """Of every feature, on its own concept's words."""
 
-    feature_F: np.ndarray
+    feature: Readings
     rank_F: np.ndarray
     """rank of its own word among all words by the mean change; 1 is lowered most"""
-    dense_F: np.ndarray
-    controls: list[np.ndarray]
-    random: list[np.ndarray]
+    dense: Readings
+    controls: list[Readings]
+    random: list[Readings]
     joint: JointEffects
 
 
-def effect(
-    by_text: dict[int, tuple[np.ndarray, np.ndarray]], texts: np.ndarray, own: int, outside: np.ndarray
-) -> float:
-    """Mean over `texts` of the change of the own word less the mean change of the others; 0 counts where nothing was run."""
-    rows = [by_text[int(t)][1] for t in texts if int(t) in by_text]
-    return float(sum(row[own] - row[outside].mean() for row in rows) / len(texts))
-
-
-def _rank(by_text: dict[int, tuple[np.ndarray, np.ndarray]], texts: np.ndarray, own: int) -> int:
+def _rank(by_text: Changes, texts: np.ndarray, own: int) -> int:
     """Rank of the own word among all.
 
     A word's mean change is that of its first token on all texts, plus that of its further tokens, which change much
@@ -262,36 +241,42 @@ def _rank(by_text: dict[int, tuple[np.ndarray, np.ndarray]], texts: np.ndarray, 
 
 def effects(measured: Measured, design: Design) -> Effects:
     """Effects of each feature, its dense vector, its controls (in the order of its matches) and random directions."""
-    changes, words = measured.changes, design.words
-    feature, rank, dense, controls, random = [], [], [], [], []
+    changes = measured.changes
+    rank, controls, random = [], [], []
+    feature, dense = [], []
     for f, texts in enumerate(design.uses):
-        own, outside = int(words.own_F[f]), words.outside[f]
-
-        def of(kind: str, number: int) -> float:
-            return effect(changes.get((kind, number), {}), texts, own, outside)  # noqa: B023 - called at once
-
-        place = int(design.features_F[f])
-        feature.append(of("feature", place))
+        own, place = int(design.own_F[f]), int(design.features_F[f])
+        profile = design.profiles[own]
+        feature.append(read([changes["feature", place]], texts, profile))
+        dense.append(read([changes["dense", own]], texts, profile))
         rank.append(_rank(changes["feature", place], texts, own))
-        dense.append(of("dense", own))
-        controls.append(np.array([of("control", int(place)) for place in design.matches[f].controls_K]))
-        random.append(np.array([of("random", f)] if f in design.random else []))
-    joint = _joint(measured, design)
-    return Effects(np.array(feature), np.array(rank, dtype=int), np.array(dense), controls, random, joint)
+        controls.append(read(_of(changes, "control", design.matches[f].controls_K), texts, profile))
+        random.append(read([changes["random", f]] if f in design.random else [], texts, profile))
+    joint = _joint(changes, design)
+    return Effects(joined(feature), np.array(rank, dtype=int), joined(dense), controls, random, joint)
 
 
-def _joint(measured: Measured, design: Design) -> JointEffects:
-    groups = design.groups
+def _of(changes: Mapping[Key, Changes], kind: str, numbers: Iterable[int]) -> list[Changes]:
+    return [changes.get((kind, int(number)), {}) for number in numbers]
 
-    def of(kind: str, number: int, g: int) -> float:
-        return effect(measured.changes.get((kind, number), {}), groups[g].texts, groups[g].own, groups[g].outside)
 
-    controls: list[list[float]] = [[] for _ in groups]
+def joined(some: Sequence[Readings]) -> Readings:
+    """Readings of all removals, one after the other."""
+    return Readings(*(np.concatenate([np.zeros(0), *column]) for column in zip(*some, strict=True))) if some else NONE
+
+
+NONE = Readings(np.zeros(0), np.zeros(0), np.zeros(0))
+
+
+def _joint(changes: Mapping[Key, Changes], design: Design) -> JointEffects:
+    numbers: list[list[int]] = [[] for _ in design.groups]
     for number, g, _ in _control_groups(design):
-        controls[g].append(of("joint control", number, g))
-    return JointEffects(
-        np.array([of("joint", g, g) for g in range(len(groups))]),
-        np.array([sum(of("feature", int(place), g) for place in one.members_M) for g, one in enumerate(groups)]),
-        np.array([of("dense", one.own, g) for g, one in enumerate(groups)]),
-        [np.array(one) for one in controls],
-    )
+        numbers[g].append(number)
+    joint, sums, dense, controls = [], [], [], []
+    for g, group in enumerate(design.groups):
+        profile = design.profiles[group.own]
+        joint.append(read([changes["joint", g]], group.texts, profile))
+        sums.append(read(_of(changes, "feature", group.members_M), group.texts, profile).profile_N.sum())
+        dense.append(read([changes["dense", group.own]], group.texts, profile))
+        controls.append(read(_of(changes, "joint control", numbers[g]), group.texts, profile))
+    return JointEffects(joined(joint), np.array(sums), joined(dense), controls)

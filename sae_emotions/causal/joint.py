@@ -24,8 +24,6 @@ class Group(NamedTuple):
 
     own: int
     """number of the concept, which is also its word's"""
-    outside: np.ndarray
-    """the words that its word is compared with"""
     members_M: np.ndarray
     """places among the latents"""
     texts: np.ndarray
@@ -38,7 +36,6 @@ def groups_of(
     firing: Firing,
     norms_L: np.ndarray,
     own_F: np.ndarray,
-    outside: dict[int, np.ndarray],
     candidates_C: np.ndarray,
 ) -> list[Group]:
     """One group for each concept with two or more labelled features that fire in the pool, the `MOST` with the most of them.
@@ -56,7 +53,7 @@ def groups_of(
         members_M = members_M[firing.active_TL[np.ix_(chosen, members_M)].any(0)]
         if len(chosen) == TEXTS and len(members_M) > 1:
             controls_KM = _controls(firing, norms_L, members_M, chosen, candidates_C)
-            found.append(Group(own, outside[own], members_M, chosen, controls_KM))
+            found.append(Group(own, members_M, chosen, controls_KM))
     return found
 
 
@@ -77,17 +74,6 @@ def _controls(
             mine.remove(free[0])
         groups.append(group)
     return np.array(groups, np.int64)
-
-
-class JointEffects(NamedTuple):
-    """Effects on each group's word, nats."""
-
-    joint_G: np.ndarray
-    sum_G: np.ndarray
-    """sum of what each member does when it is removed alone, on the same texts"""
-    dense_G: np.ndarray
-    controls: list[np.ndarray]
-    """of each group's control groups"""
 
 
 class Redundancy(NamedTuple):

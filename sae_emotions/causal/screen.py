@@ -5,20 +5,21 @@ chance. Matched controls are judged by the same screen, so that what choosing do
 Shapes: C concepts that have a label, L latents of the dictionary, X labelled features.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from sae_emotions.causal.attribute import attribution, slopes, word_asked
-from sae_emotions.causal.effects import words_of
+from sae_emotions.causal.attribute import attribution, slopes, words_asked
 from sae_emotions.causal.material import Material
+from sae_emotions.causal.profile import Profile
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.progress import Progress
 from sae_emotions.upper import Upper
 
 
 class Screened(NamedTuple):
-    """First-order effects on the words of the concepts that have a label, on those concepts' own selection texts."""
+    """First-order effects on the profiles of the concepts that have a label, on those concepts' own selection texts."""
 
     concepts_C: np.ndarray
     """numbers of the concepts"""
@@ -32,19 +33,18 @@ class Screened(NamedTuple):
     """the effect in units of what the candidates for controls do for as much that they add; 0 where it is silent"""
 
     def of(self, concept_X: np.ndarray, latent_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Effects and scores of latents, each on the word of one of the concepts."""
+        """Effects and scores of latents, each on the profile of one of the concepts."""
         row_X = np.searchsorted(self.concepts_C, concept_X)
         return self.effect_CL[row_X, latent_X], self.score_CL[row_X, latent_X]
 
 
-def screen(upper: Upper, tree: WordTree, material: Material, texts: int) -> Screened:
-    """Attribute the words of all labelled concepts to all latents, on up to `texts` selection texts a concept."""
+def screen(upper: Upper, tree: WordTree, material: Material, profiles: Mapping[int, Profile], texts: int) -> Screened:
+    """Attribute the profiles of all labelled concepts to all latents, on up to `texts` selection texts a concept."""
     concepts_C = np.unique(material.own_F)
-    words = words_of(tree, [one.family for one in material.concepts.concepts], concepts_C)
     asked, row_T = [], []
     for row, concept in enumerate(concepts_C):
         for story in material.selection.get(int(concept), [])[:texts]:
-            asked.append(word_asked(tree, story.ids, int(concept), words.outside[row]))
+            asked.append(words_asked(tree, story.ids, profiles[int(concept)]))
             row_T.append(row)
     shape = (len(concepts_C), material.dictionary.d_sae)
     effect_CL, removed_CL, fires_CL = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)

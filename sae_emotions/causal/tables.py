@@ -10,6 +10,7 @@ from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, tr
 from sae_emotions.causal.effects import Design, Effects
 from sae_emotions.causal.joint import redundancy
 from sae_emotions.causal.material import Material
+from sae_emotions.causal.profile import FEWEST, Readings
 from sae_emotions.causal.screen import Agreement, Screened, agreement
 from sae_emotions.causal.texts import LEAST, STRONGEST, Firing
 from sae_emotions.causal.verdict import DENSE_P, Judged
@@ -68,7 +69,8 @@ def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
             "texts": len(texts),
         }
 
-        def row(kind: str, control: int | None, half: str | None, effect: float, share: float, norm: float) -> None:
+        def row(kind: str, control: int | None, half: str | None, share: float, norm: float, *one: float) -> None:
+            word, profile, specific, z = map(float, one)
             rows.append(
                 {
                     **shared,  # noqa: B023 - called within this turn of the loop alone
@@ -77,26 +79,34 @@ def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
                     "half": half,
                     "active_share": share,
                     "removed_norm": norm,
-                    "effect": float(effect),
-                    "z": _number(effect / unit),  # noqa: B023
+                    "effect": word,
+                    "profile": profile,
+                    "specific": specific,
+                    "z": _number(z),
                 }
             )
 
         share, size = float(seen.share_L[place]), float(seen.size_L[place])
-        row("feature", None, None, found.feature_F[f], share, size)
-        row("dense", None, None, found.dense_F[f], 1.0, _dense_norm(design, f))
-        for k, (control, effect) in enumerate(zip(design.matches[f].controls_K, found.controls[f], strict=True)):
+        row("feature", None, None, share, size, *_figures(found.feature, f, unit))
+        *dense, _ = _figures(found.dense, f, unit)
+        row("dense", None, None, 1.0, _dense_norm(design, f), *dense, judged.dense_z_F[f])
+        for k, control in enumerate(design.matches[f].controls_K):
             half = "held_back" if outcome.held[f][k] else "reference"
-            number = int(material.latents_L[control])
-            row("control", number, half, effect, float(seen.share_L[control]), float(seen.size_L[control]))
-        for effect in found.random[f]:
-            row("random", None, None, effect, share, size)
+            traits_of = float(seen.share_L[control]), float(seen.size_L[control])
+            row("control", int(material.latents_L[control]), half, *traits_of, *_figures(found.controls[f], k, unit))
+        for k in range(len(found.random[f].word_N)):
+            row("random", None, None, share, size, *_figures(found.random[f], k, unit))
     return rows
+
+
+def _figures(found: Readings, n: int, unit: float) -> tuple[float, float, float, float]:
+    specific = float(found.specific_N[n])
+    return float(found.word_N[n]), float(found.profile_N[n]), specific, specific / unit
 
 
 def _dense_norm(design: Design, f: int) -> float:
     """Mean length of what the projection on the concept's dense vector removes."""
-    vector_D = design.dense_CD[int(design.words.own_F[f])]
+    vector_D = design.dense_CD[int(design.own_F[f])]
     lengths = []
     for t in design.uses[f]:
         text = design.texts[int(t)]
@@ -105,16 +115,16 @@ def _dense_norm(design: Design, f: int) -> float:
     return float(np.mean(lengths))
 
 
-def _verdict(judged: Judged, effect: float, f: int, q: float) -> tuple[str, str]:
+def _verdict(judged: Judged, specific: float, f: int, q: float) -> tuple[str, str]:
     if not np.isfinite(judged.z_F[f]):
         return "not testable", "too few matched controls fire on its texts"
     if not judged.tested_F[f]:
         p = judged.dense_p_F[f]
-        return "not testable", f"removing its concept's dense vector does not move the word either (p = {p:.2g})"
+        return "not testable", f"removing its concept's dense vector does not move the words either (p = {p:.2g})"
     if judged.confirmed_F[f]:
         return "causal", f"q = {judged.q_F[f]:.2g} <= {q:g}"
-    if effect >= 0:
-        return "not shown", "its removal does not lower the word"
+    if specific >= 0:
+        return "not shown", "its removal does not lower the words"
     return "not shown", f"q = {judged.q_F[f]:.2g} > {q:g}"
 
 
@@ -135,7 +145,7 @@ def _verdict_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
             rows.append(shared | {"verdict": "not testable", "reason": reason})
             continue
         f = place_of[number]
-        verdict, reason = _verdict(outcome.judged, outcome.effects.feature_F[f], f, outcome.settings.q)
+        verdict, reason = _verdict(outcome.judged, outcome.effects.feature.specific_N[f], f, outcome.settings.q)
         limit, kl = outcome.collateral.limit, float(outcome.collateral.kl_F[f])
         known = outcome.collateral.texts > 0
         rows.append(
@@ -143,12 +153,15 @@ def _verdict_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
             | {
                 "verdict": verdict,
                 "reason": reason,
-                "effect": float(outcome.effects.feature_F[f]),
+                "effect": float(outcome.effects.feature.word_N[f]),
+                "profile": float(outcome.effects.feature.profile_N[f]),
+                "specific": float(outcome.effects.feature.specific_N[f]),
                 "z": _number(outcome.judged.z_F[f]),
                 "p": _number(outcome.judged.p_F[f]),
                 "q": _number(outcome.judged.q_F[f]),
                 "rank": int(outcome.effects.rank_F[f]),
-                "dense_effect": float(outcome.effects.dense_F[f]),
+                "dense_effect": float(outcome.effects.dense.word_N[f]),
+                "dense_profile": float(outcome.effects.dense.profile_N[f]),
                 "dense_p": _number(outcome.judged.dense_p_F[f]),
                 "kl": kl if known else None,
                 "kl_flag": kl > limit if known and limit is not None else None,
@@ -161,7 +174,7 @@ def _joint_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
     rows = []
     found, judged = outcome.effects.joint, outcome.groups
     for g, group in enumerate(outcome.design.groups):
-        verdict, reason = _verdict(judged, found.joint_G[g], g, outcome.settings.q)
+        verdict, reason = _verdict(judged, found.joint.specific_N[g], g, outcome.settings.q)
         held_K = outcome.held_groups[g]
         rows.append(
             {
@@ -170,15 +183,17 @@ def _joint_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
                 "verdict": verdict,
                 "reason": reason,
                 "texts": len(group.texts),
-                "effect": float(found.joint_G[g]),
+                "effect": float(found.joint.word_N[g]),
+                "profile": float(found.joint.profile_N[g]),
                 "sum_of_single": float(found.sum_G[g]),
+                "specific": float(found.joint.specific_N[g]),
                 "z": _number(judged.z_F[g]),
                 "p": _number(judged.p_F[g]),
                 "q": _number(judged.q_F[g]),
-                "dense_effect": float(found.dense_G[g]),
+                "dense_profile": float(found.dense.profile_N[g]),
                 "dense_p": _number(judged.dense_p_F[g]),
-                "reference_effects": found.controls[g][~held_K].tolist(),
-                "held_back_effects": found.controls[g][held_K].tolist(),
+                "reference": found.controls[g].specific_N[~held_K].tolist(),
+                "held_back": found.controls[g].specific_N[held_K].tolist(),
             }
         )
     return rows
@@ -216,23 +231,26 @@ def write_tables(folder: Path, material: Material, outcome: Outcome | None) -> N
 
 def rule_text(settings: AblateConfig, words: int, single: int) -> str:
     """The rule in words."""
-    compared = f"the {single} one-token words" if single >= 20 else "the words"
+    compared = f"its concept's word and the {single} one-token words" if single >= 20 else "all words"
     return (
         "A labelled feature is removed (x - a·d, the SAE's error kept) at every position of a held-out text where it is "
         f"active, the readout prompt left alone, on {settings.min_texts} to {settings.max_texts} texts of any concept, "
         f"of the {STRONGEST} in which it fires most (of {LEAST} or more looked at). "
-        "Effect: change of log P of its concept's word after the prompt, less the mean change of "
-        f"{compared} outside its family (of {words} words in all), averaged over texts. z: the effect in units of the "
+        f"Read: the changes of log P of {compared} (of {words} in all) after the prompt, averaged over texts and summed with "
+        "the cosines of their concepts' dense vectors with its own concept's as weights (centred), in units of how far the "
+        f"words outside its family scatter under the same removal (unscaled where these are fewer than {FEWEST}). z: that in "
+        "units of the "
         "root mean square of the same quantity for its reference controls, moderated with equal weight by the median "
         "feature's (which keeps a unit from being small by luck); controls are unlabelled features that fire on the same "
         f"texts (in at least {FIRES_IN:.0%} of them, active at the same share of tokens within a factor "
         f"{SHARE_FACTOR:g}, adding the same mean norm within {SIZE_FACTOR:g}; the nearest where these are too few). p: "
         "share of all features' held-back controls with a z at least as low. Causal: Benjamini-Hochberg q over the "
-        f"tested features <= {settings.q:g} and a negative effect. Not testable: fires in too few texts, or setting the "
+        f"tested features <= {settings.q:g} and a negative sum. Not testable: fires in too few texts, or setting the "
         "text's reading along its concept's dense vector to the mean of all texts, at every position, does not lower "
-        f"the word (p > {DENSE_P:g} by the same rule). Together: all labelled features of a concept are removed at once, from "
-        "the texts in which they add most, against groups of controls, each matched with one of them; the same rule, with a "
-        "false discovery rate over concepts."
+        f"the sum of changes (p > {DENSE_P:g} by the same rule, in nats). Where features are left out, those come first that "
+        "first-order attribution on selection texts of their concept finds strongest, for as much as they add. Together: all "
+        "labelled features of a concept are removed at once, from the texts in which they add most, against groups of "
+        "controls, each matched with one of them; the same rule, with a false discovery rate over concepts."
     )
 
 
@@ -282,7 +300,7 @@ def summarise(outcome: Outcome, material: Material, same_texts: Agreement) -> di
 def _joint_summary(outcome: Outcome) -> dict[str, Any]:
     judged, found = outcome.groups, outcome.effects.joint
     groups = outcome.design.groups
-    sums = redundancy(found.joint_G, found.sum_G)
+    sums = redundancy(found.joint.profile_N, found.sum_G)
     return {
         "concepts": len(groups),
         "features": int(sum(len(one.members_M) for one in groups)),
@@ -293,7 +311,7 @@ def _joint_summary(outcome: Outcome) -> dict[str, Any]:
         "median_effect": sums.joint,
         "median_sum_of_single": sums.single,
         "p_joint_differs_from_sum": sums.p,
-        "beyond_sum": int((found.joint_G < found.sum_G).sum()),
+        "beyond_sum": int((found.joint.profile_N < found.sum_G).sum()),
     }
 
 
@@ -312,7 +330,7 @@ def _screen_summary(outcome: Outcome, material: Material, same_texts: Agreement)
         "features": material.dictionary.d_sae,
         "texts": int(first.texts_C.sum()),
         "rank_agreement_same_texts": same_texts._asdict(),
-        "rank_agreement_held_out": agreement(first.of(own_F, number_F)[0], outcome.effects.feature_F)._asdict(),
+        "rank_agreement_held_out": agreement(first.of(own_F, number_F)[0], outcome.effects.feature.profile_N)._asdict(),
         "rank_agreement_held_out_score": agreement(first.of(own_F, number_F)[1], judged.z_F)._asdict(),
         "controls_let_through": len(through),
         "controls_let_through_confirmed": sum(through),

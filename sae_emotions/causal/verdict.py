@@ -53,7 +53,7 @@ class Judged(NamedTuple):
     """All features and all stand-ins, judged by one rule."""
 
     unit_F: np.ndarray
-    """moderated spread of each feature's reference controls, nats"""
+    """moderated spread of each feature's reference controls, in the effects' unit"""
     z_F: np.ndarray
     p_F: np.ndarray
     q_F: np.ndarray
@@ -85,6 +85,16 @@ def stands_in(p_X: np.ndarray, others_F: np.ndarray, q: float) -> np.ndarray:
     return (p_X <= q * rank_X / total) | (p_X <= (carried.max() if len(carried) else -1.0))
 
 
+def _units(reference: Sequence[np.ndarray]) -> np.ndarray:
+    """Each feature's unit; NaN where it has too few reference controls, or none of them does anything."""
+    unit_F = moderated(np.array([spread(one) if len(one) >= FEWEST else np.nan for one in reference], dtype=float))
+    return np.where(unit_F > 0, unit_F, np.nan)
+
+
+def _each(effects: Sequence[np.ndarray], unit_F: np.ndarray) -> list[np.ndarray]:
+    return [np.asarray(one, float) / unit for one, unit in zip(effects, unit_F, strict=True)]
+
+
 def judge(
     effect_F: np.ndarray,
     dense_F: np.ndarray,
@@ -92,25 +102,29 @@ def judge(
     held_back: Sequence[np.ndarray],
     random: Sequence[np.ndarray],
     q: float,
+    gate: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
 ) -> Judged:
-    """Judge F features by their effects (nats), each with reference and held-back controls and random directions.
+    """Judge F features by their effects, each with reference and held-back controls and random directions.
 
-    A feature is tested if its dense vector's removal has p <= `DENSE_P`. It is confirmed if its effect is negative and
+    A feature is tested if its dense vector's removal has p <= `DENSE_P`, by the same rule; `gate` are the reference and the
+    held-back controls' effects in `dense_F`'s unit, where that is another one. It is confirmed if its effect is negative and
     its Benjamini-Hochberg q over the tested features is <= `q`. Each held-back control takes its feature's place,
     against the held-back controls of the *other* features, and each random direction against all of them.
     """
     F = len(effect_F)
-    unit_F = moderated(np.array([spread(one) if len(one) >= FEWEST else np.nan for one in reference], dtype=float))
-    unit_F = np.where(unit_F > 0, unit_F, np.nan)
-    z_F, dense_z_F = effect_F / unit_F, dense_F / unit_F
-    z_held = [np.asarray(one, float) / unit for one, unit in zip(held_back, unit_F, strict=True)]
+    unit_F = _units(reference)
+    z_F, z_held = effect_F / unit_F, _each(held_back, unit_F)
     null_N = np.concatenate([*z_held, np.zeros(0)])
     owner_N = np.repeat(np.arange(F), [len(one) for one in z_held])
     usable_N = np.isfinite(null_N)
     null_N, owner_N = null_N[usable_N], owner_N[usable_N]
     known_F = np.isfinite(z_F)
     p_F = np.where(known_F, pooled_p(np.nan_to_num(z_F), null_N), np.nan)
-    dense_p_F = np.where(known_F, pooled_p(np.nan_to_num(dense_z_F), null_N), np.nan)
+    dense_unit_F = unit_F if gate is None else _units(gate[0])
+    dense_z_F = dense_F / dense_unit_F
+    dense_null_N = null_N if gate is None else np.concatenate([*_each(gate[1], dense_unit_F), np.zeros(0)])
+    dense_null_N = dense_null_N[np.isfinite(dense_null_N)]
+    dense_p_F = np.where(known_F, pooled_p(np.nan_to_num(dense_z_F), dense_null_N), np.nan)
     tested_F = known_F & (np.nan_to_num(dense_p_F, nan=1.0) <= DENSE_P)
     q_F = np.full(F, np.nan)
     q_F[tested_F] = benjamini_hochberg(p_F[tested_F])

@@ -198,7 +198,7 @@ def effect_histogram(axes: Axes, causal: Causal, palette: Palette) -> None:
     tidy(axes, palette, "y")
     axes.set_ylabel("% of them", fontsize=8, color=palette.muted)
     axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink, loc="upper right")
-    title(axes, "Effect of removal on the concept's own word, in spreads of matched controls (z)", palette)
+    title(axes, "Effect of removal on the concept's words, in spreads of matched controls (z)", palette)
 
 
 def effects(axes: Axes, causal: Causal, palette: Palette, rows: int = ROWS) -> None:
@@ -221,7 +221,7 @@ def effects(axes: Axes, causal: Causal, palette: Palette, rows: int = ROWS) -> N
     axes.set_yticks(range(len(tested)), names, color=palette.ink, fontsize=7.5)
     axes.set_ylim(max(len(tested), 1) - 0.3, -0.7)
     axes.set_xlabel(
-        "z; left: the word becomes less likely. Filled: causal. Band: 95% of the controls",
+        "z; left: the words become less likely. Filled: causal. Band: 95% of the controls",
         fontsize=8,
         color=palette.muted,
     )

@@ -132,7 +132,7 @@ def _causal(causal: Causal, name: str) -> str:
     figure = ""
     if causal.tested:
         caption = (
-            "Above: the removal's effect on the concept's own word, for labelled features and for held-back controls "
+            "Above: the removal's effect on the concept's words, for labelled features and for held-back controls "
             "matched on the same texts and positions. Below: the strongest features by name and number."
         )
         figure = html.figure(plots.effects(causal), f"{name}-c-", " ".join(lines), caption)

@@ -207,7 +207,8 @@ def causal(found: Causal) -> list[str]:
         return ["There is no labelled feature, so nothing was tested."]
     lines = [
         f"Each of the {count(total, 'labelled feature')} was to be removed from held-out texts in which it fires, and "
-        f"the concept's own word read out; {numbers['tested']:,} could be tested, {numbers['not_testable']:,} could "
+        f"the words of its concept and of concepts like it read out; {numbers['tested']:,} could be tested, "
+        f"{numbers['not_testable']:,} could "
         "not."
     ]
     if numbers["left_out"]:
@@ -221,8 +222,8 @@ def causal(found: Causal) -> list[str]:
     if passed is not None and judged:
         same = f" By the same rule {passed:,} of {judged:,} matched controls would be ({passed / judged:.1%})."
     lines.append(
-        f"{opening(count(numbers['confirmed'], 'feature is', 'features are'))} causal: the word becomes less likely than "
-        f"removing matched unlabelled features makes it.{same}"
+        f"{opening(count(numbers['confirmed'], 'feature is', 'features are'))} causal: these words fall further than "
+        f"removing matched unlabelled features lowers them.{same}"
     )
     if numbers["below_most_controls"] is not None:
         lines.append(
@@ -237,7 +238,7 @@ def causal(found: Causal) -> list[str]:
     if rest:
         lines.append(
             f"For {count(rest, 'tested feature')} no effect was shown: they read the concept, but whether the model's "
-            "word depends on them is open."
+            "words depend on them is open."
         )
     flagged = sum(bool(one["kl_flag"]) for one in found.verdicts)
     if flagged:
@@ -272,6 +273,12 @@ def _screen(found: Causal) -> list[str]:
             f"texts. Its rank agreement with the exact effect is {same['rho']:.2f} on the same texts (95% interval "
             f"{same['low']:.2f} to {same['high']:.2f}), and {ahead['rho']:.2f} ({ahead['low']:.2f} to {ahead['high']:.2f}) from "
             "selection texts to held-out ones."
+        )
+    if found.summary.get("left_out") and screen.get("controls_let_through"):
+        lines.append(
+            "The features tested are those that the screen finds strongest, so their share speaks for them alone. Of the "
+            f"matched controls that it finds as strong, {screen['controls_let_through_confirmed']:,} of "
+            f"{screen['controls_let_through']:,} would be causal by the same rule."
         )
     if fewer:
         lines.append(

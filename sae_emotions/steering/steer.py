@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sae_emotions.causal.effects import words_of
+from sae_emotions.causal.profile import outside_of
 from sae_emotions.errors import UserError
 from sae_emotions.progress import Progress
 from sae_emotions.steering.bench import Bench, bench, prompt_ids
@@ -150,7 +150,7 @@ def _read(
     few = None
     if concept is not None:
         families = [one.family for one in found.concepts.concepts]
-        chosen = [concept, *words_of(whole, families, np.array([concept])).outside[0].tolist()]
+        chosen = [concept, *outside_of(whole, families, concept).tolist()]
         few = found.tree([found.concepts.concepts[n].word for n in chosen], readout)
     words_TPW, effects = [], []
     with Progress("steer", len(ids) * (len(own_PD) + (len(every_ND) if few else 0)), "additions") as bar:
