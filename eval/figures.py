@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eval.validity.__main__ import SECTIONS
 from sae_emotions.artefact import read_json
 
 FILE = Path(__file__).parent / "results" / "validity.json"
@@ -45,12 +46,15 @@ def read() -> dict[str, Any]:
 
 def transfer(found: dict[str, Any]) -> str:
     """Every method after every kind of training."""
-    trained = found["transfer"]["trained_on"]
+    trained, further = found["run"]["transfer"]["trained_on"], found["transfer"]["trained_on"]
     columns = [(kind, cell) for kind, cells in trained.items() for cell in cells if kind == "both" or cell != "plain"]
     heads = " | ".join(f"{'plain + literary' if kind == 'both' else kind} → {cell}" for kind, cell in columns)
     lines = [f"| mean held-out AUROC, 171 concepts | {heads} |", "|---" * (len(columns) + 1) + "|"]
     for name, title in METHODS.items():
-        there = [trained[kind][cell]["methods"].get(name) for kind, cell in columns]
+        own = [trained[kind][cell]["methods"].get(name) for kind, cell in columns]
+        there = [
+            one or further[kind][cell]["methods"].get(name) for one, (kind, cell) in zip(own, columns, strict=True)
+        ]
         if all(there):
             lines.append(f"| {title} | " + " | ".join(_with_interval(one) for one in there) + " |")
     single = {cell: one["methods"]["single"] for cell, one in trained["both"].items()}
@@ -68,8 +72,10 @@ def _with_interval(one: dict[str, Any]) -> str:
 
 
 def human(found: dict[str, Any]) -> str:
-    """People's labels, set by set."""
-    sets = found["human"]["sets"]
+    """People's labels, set by set; nothing where no set was measured."""
+    sets = found.get("human", {}).get("sets")
+    if not sets:
+        return ""
     lines = ["| | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
     for name, title in TABLES.items():
         cells = [one["methods"].get(name, {}).get("macro") for one in sets.values()]
@@ -119,9 +125,18 @@ def vectors(found: dict[str, Any]) -> str:
     return "\n".join([head, *lines, ""])
 
 
+def unmeasured(found: dict[str, Any]) -> str:
+    """Sections that the committed figures lack."""
+    lacking = [name for name in SECTIONS if name not in found]
+    if not lacking:
+        return ""
+    return f"Not measured on this run yet, though built and tested: {', '.join(f'`{name}`' for name in lacking)}.\n"
+
+
 MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "transfer": transfer,
     "human": human,
+    "unmeasured": unmeasured,
     "power": power,
     "vectors": vectors,
 }

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import speed
+from eval import figures, speed
 from sae_emotions.artefact import read_json, written
 
 ROOT = Path(__file__).parents[1]
@@ -53,29 +53,13 @@ def _grains(found: dict[str, int]) -> str:
     return ", ".join(f"{found[kind]} {says}" for kind, says in names.items() if kind in found)
 
 
-def scores(results: dict[str, Any]) -> str:
-    """Held-out AUROC, ours beside the simpler methods."""
+def quality(results: dict[str, Any]) -> str:
+    """The dictionary itself."""
     one = results["summary"]["dictionaries"][0]
-    labels = one["labels"]
-    lines = [
-        "| held-out AUROC within topic, mean over 171 concepts | plain | literary | crossed |",
-        "|---|---|---|---|",
-    ]
-    rows = (
-        ("one SAE feature, chosen on the selection set", ""),
-        ("difference-of-means vector", "dense_"),
-        ("TF-IDF", "tfidf_"),
-    )
-    for name, prefix in rows:
-        cells = " | ".join(f"{labels[f'{prefix}auroc_{cell}']:.3f}" for cell in ("plain", "literary", "crossed"))
-        lines.append(f"| {name} | {cells} |")
-    lines += [
-        "",
+    return (
         f"The dictionary itself: FVU {one['fvu']:.3f}, L0 {one['l0']:.1f}, dead {one['dead']:.1%}, cross-entropy recovered "
-        f"{one['ce_recovered']:.1%}.",
-        "",
-    ]
-    return "\n".join(lines)
+        f"{one['ce_recovered']:.1%}.\n"
+    )
 
 
 def concepts(results: dict[str, Any]) -> str:
@@ -97,13 +81,20 @@ def commands(results: dict[str, Any]) -> str:
     return "".join(f"```\n$ {one['command']}\n{one['output'].rstrip()}\n```\n\n" for one in results["commands"])
 
 
-OF_RUN = {"headline": headline, "scores": scores, "concepts": concepts, "cost": cost, "commands": commands}
-MAKERS = OF_RUN | {name: lambda results, make=make: make(results["speed"]) for name, make in speed.MAKERS.items()}
+OF_RUN = {"headline": headline, "quality": quality, "concepts": concepts, "cost": cost, "commands": commands}
+MAKERS = (
+    OF_RUN
+    | {name: lambda results, make=make: make(results["speed"]) for name, make in speed.MAKERS.items()}
+    | {
+        name: lambda results, make=make: make(results["validity"] | {"run": results})
+        for name, make in figures.MAKERS.items()
+    }
+)
 
 
 def read() -> dict[str, Any]:
     """All committed figures."""
-    return {**read_json(RESULTS), "speed": speed.read()}
+    return {**read_json(RESULTS), "speed": speed.read(), "validity": figures.read()}
 
 
 def filled(text: str, results: dict[str, Any]) -> str:

@@ -31,7 +31,8 @@ def _machine() -> str:
 
 def main(run: Path, minutes: float | None = None) -> None:
     """Write the results file and the picture of `run`, which took `minutes` in all."""
-    name = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["name"]
+    config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+    name, dictionary = config["name"], config["dictionaries"][0]["name"]
     commands = []
     for verb, what in COMMANDS:
         call = [sys.executable, "-m", "sae_emotions", verb, what, "--run", str(run)]
@@ -43,6 +44,7 @@ def main(run: Path, minutes: float | None = None) -> None:
         "make_run_minutes": minutes,
         "machine": _machine(),
         "summary": json.loads((run / "summary.json").read_text(encoding="utf-8")),
+        "transfer": json.loads((run / "labels" / dictionary / "transfer.json").read_text(encoding="utf-8")),
         "table": final_table(run),
         "commands": commands,
     }

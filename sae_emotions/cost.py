@@ -13,8 +13,10 @@ TOKENS_PER_WORD = 1.35
 """English prose under common tokenizers, for texts that are not tokenised yet."""
 DENSE_EFFICIENCY = 0.8
 """Rate of one of SAELens' dense training steps against 12 x d_in x d_sae operations a row in float32."""
-LABELLED = 300
-"""Labelled features that an estimate expects; the default run had 350."""
+LABELLED = 600
+"""Labelled features that an estimate expects; the default run had 1,036 of 2,048 latents."""
+LABEL, LABELLING = 50, 3e-5
+"""Seconds of the label stage beside encoding, and of one permutation and latent, on two cores with AVX2."""
 
 
 class Efficiency(NamedTuple):
@@ -95,7 +97,9 @@ def estimate(
             lines.append(Line(f"train {name}", what, seen * 6 * product / (exact * step) / 60))
         if f"label:{name}" not in done:
             what = f"{dictionary.d_sae:,} features x {len(concepts.concepts)} concepts, {config.label.permutations} permutations"
-            lines.append(Line(f"label {name}", what, (rows * 2 * product / (exact * share.encode) + 30) / 60))
+            seconds = rows * 2 * product / (exact * share.encode) + LABEL
+            seconds += LABELLING * config.label.permutations * dictionary.d_sae
+            lines.append(Line(f"label {name}", what, seconds / 60))
         if f"ablate:{name}" not in done:
             above = blocks - dictionary.block - 1
             features = min(LABELLED, config.ablate.features or LABELLED)
