@@ -202,7 +202,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.choices is not None
     names = set(commands.choices)
     assert names == {
-        "run", "harvest", "train", "label", "ablate", "report", "vectors", "find", "show", "read", "serve", "verify",
+        "run", "harvest", "train", "label", "ablate", "report", "vectors", "steer", "find", "show", "read", "serve", "verify",
         "sources", "doctor"
     }  # fmt: skip
     for name in names:
