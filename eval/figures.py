@@ -96,14 +96,9 @@ def power(found: dict[str, Any]) -> str:
         for name, cell in one["one_pair"].items()
         if name.startswith("held_out")
     )
-    whole = one["whole_rule"]["least_auroc"]
-    levels = ", ".join(
-        f"{100 * (at['share_labelled'] or 0):.0f} % at {at['auroc']:.2f}" for at in one["whole_rule"]["levels"]
-    )
-    told = f"from {whole:.2f} on" if whole else "at none of the levels tried"
     return (
-        f"Power: at the p that was needed, one feature's AUROC must be {cells} to be confirmed with 80 % probability. A reading "
-        f"of one concept alone, planted in features that nobody labelled, is labelled with 80 % probability {told} ({levels}).\n"
+        f"At the p that the false discovery rate asks for here, one feature's AUROC must be {cells} to be confirmed with 80 % "
+        "probability.\n"
     )
 
 

@@ -42,9 +42,9 @@ def headline(results: dict[str, Any]) -> str:
         else f"; as a group, {share:.0%} of the tested features lie below the controls' 5th percentile"
     )
     return found + (
-        f"**{causal['confirmed']} of {causal['tested']} tested features are causal** ({causal['not_testable']} more could "
-        f"not be tested{left}), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls pass the "
-        f"same test{group}.\n"
+        f"Of those that a first-order screen on selection texts ranks first, **{causal['confirmed']} of {causal['tested']} tested "
+        f"are causal** ({causal['not_testable']} more could not be tested{left}), and {causal['controls_confirmed']} of "
+        f"{causal['controls_tested']:,} matched controls pass the same test{group}.\n"
     )
 
 
