@@ -42,8 +42,8 @@ def headline(results: dict[str, Any]) -> str:
         else f"; as a group, {share:.0%} of the tested features lie below the controls' 5th percentile"
     )
     return found + (
-        f"Of those that a first-order screen on selection texts ranks first, **{causal['confirmed']} of {causal['tested']} tested "
-        f"are causal** ({causal['not_testable']} more could not be tested{left}), and {causal['controls_confirmed']} of "
+        f"Of those that a first-order screen on selection texts ranks first, **{causal['confirmed']} of {causal['tested']} "
+        f"tested are causal** ({causal['not_testable']} more could not be tested{left}), and {causal['controls_confirmed']} of "
         f"{causal['controls_tested']:,} matched controls pass the same test{group}.\n"
     )
 
