@@ -120,6 +120,28 @@ def vectors(found: dict[str, Any]) -> str:
     return "\n".join([head, *lines, ""])
 
 
+STEERED = {
+    "single chosen": "one feature, the one that reads the concept best",
+    "single writes": "one feature, by what its direction writes",
+    "single screened": "one feature, screened on other texts",
+    "top three screened": "three features, screened on other texts",
+    "dense": "difference of means (dense)",
+}
+
+
+def steering(found: dict[str, Any]) -> str:
+    """Whose word rises most, dose by dose."""
+    one = found["steering"]
+    doses, controls = one["doses_of_residual_norm"], one["controls"]
+    heads = " | ".join(f"{dose:g}" for dose in doses)
+    lines = [f"| steered by, in units of the mean residual norm | {heads} |", "|---" * (len(doses) + 1) + "|"]
+    rows = {title: one["reported"][name]["share_whose_word_rises_most"] for name, title in STEERED.items()}
+    rows["matched unlabelled features"] = controls["matched_share_whose_word_rises_most"]
+    rows["random directions"] = controls["random_share_whose_word_rises_most"]
+    lines += [f"| {title} | " + " | ".join(f"{share:.0%}" for share in shares) + " |" for title, shares in rows.items()]
+    return "\n".join([*lines, ""])
+
+
 def unmeasured(found: dict[str, Any]) -> str:
     """Sections that the committed figures lack."""
     lacking = [name for name in SECTIONS if name not in found]
@@ -130,6 +152,7 @@ def unmeasured(found: dict[str, Any]) -> str:
 
 MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "transfer": transfer,
+    "steering": steering,
     "human": human,
     "unmeasured": unmeasured,
     "power": power,
