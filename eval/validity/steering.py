@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from eval.validity.asked import Asked
-from eval.validity.steering_picks import CRITERIA, READING, Picks, screened, unscreened
+from eval.validity.steering_picks import CRITERIA, READING, Picks, screened, selection_auroc, unscreened
 from eval.validity.steering_scores import Texts, against_controls, best, own_change, score, trends
 from sae_emotions.progress import Progress
 from sae_emotions.schema import read_table
@@ -38,7 +38,9 @@ RANDOM, MATCHES = 20, 2
 CONFUSED = 2
 """texts of the table of all concepts"""
 CONFUSED_AT = 0.1
-PROMPT, TOKENS = "Write a short note about what you did this morning.", 30
+PROMPT, TOKENS = "Write a short note about what you did this morning.", 20
+FLUENT = 8
+"""controls of each kind that write"""
 
 
 def scenarios_by_concept() -> dict[str, list[str]]:
@@ -232,8 +234,9 @@ def measured(asked: Asked) -> dict[str, Any]:
     steering = Steering(found, list(scenarios))
     choosing, reporting = halves(found, scenarios)
     chosen_all = read_table(asked.run / "labels" / asked.dictionary / "concepts.parquet")["feature"].to_pylist()
-    picks = unscreened(asked, steering.found, steering.number_C, chosen_all)
-    picks |= {"screened": screened(steering, choosing, picks)}
+    auroc_CF = selection_auroc(asked, found, steering.number_C)
+    picks = unscreened(asked, found, steering.number_C, chosen_all, auroc_CF)
+    picks |= screened(steering, choosing, picks, auroc_CF)
     lines = _lines(steering, picks)
     choose = {
         name: score(own_change(change, choosing))
@@ -289,7 +292,9 @@ def measured(asked: Asked) -> dict[str, Any]:
         "controls": against_controls(reporting, {name: own[name] for name in names.values()}, ran, owners_K),
         "trends": trends(reporting, found_all[names["single"]], ran, steering.names, DOSES),
         "words": {name: own[name][:, chosen[kind][1]].round(4).tolist() for kind, name in names.items()},
-        "fluency": _fluency(steering, some | controls, chosen["single"][1]),
+        "fluency": _fluency(
+            steering, some | {kind: unit_KD[:FLUENT] for kind, unit_KD in controls.items()}, chosen["single"][1]
+        ),
         "all_concepts": _confusion(
             steering, reporting, [int(one) for one in chosen_all], asked.run / "validity" / "steering.png"
         ),

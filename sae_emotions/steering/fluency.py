@@ -14,7 +14,7 @@ from sae_emotions.sources.models import Model
 from sae_emotions.steering.words import Positions
 
 GRAM = 3
-ROWS = 48  # continuations written at once
+ROWS, SCORED = 48, 8  # continuations written and scored at once
 
 
 class Continuation(NamedTuple):
@@ -40,13 +40,15 @@ def perplexities(model: Any, ids: Sequence[int], continued: Sequence[Sequence[in
     """exp of the mean negative log P of each continuation's tokens after the prompt `ids`; None for an empty one."""
     found: list[float | None] = [None] * len(continued)
     device = next(model.parameters()).device
-    for j, more in enumerate(continued):
-        if more:
-            # One row at a time: another row's padding must not change its numbers.
-            ids_BS = torch.tensor([[*ids, *more]], device=device)
-            logits_SV = model(input_ids=ids_BS, use_cache=False, logits_to_keep=len(more) + 1).logits[0, :-1]
-            loss = torch.nn.functional.cross_entropy(logits_SV.float(), ids_BS[0, -len(more) :])
-            found[j] = float(loss.exp())
+    # Rows of one length at a time: nothing is padded.
+    for length in sorted({len(more) for more in continued} - {0}):
+        rows = [j for j, more in enumerate(continued) if len(more) == length]
+        for start in range(0, len(rows), SCORED):
+            some = rows[start : start + SCORED]
+            ids_BS = torch.tensor([[*ids, *continued[j]] for j in some], device=device)
+            logits_BSV = model(input_ids=ids_BS, use_cache=False, logits_to_keep=length + 1).logits[:, :-1]
+            for j, logits_SV, ids_S in zip(some, logits_BSV, ids_BS, strict=True):
+                found[j] = float(torch.nn.functional.cross_entropy(logits_SV.float(), ids_S[-length:]).exp())
     return found
 
 
