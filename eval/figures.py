@@ -96,10 +96,35 @@ def power(found: dict[str, Any]) -> str:
         for name, cell in one["one_pair"].items()
         if name.startswith("held_out")
     )
+    whole = one["whole_rule"]
+    told = "; ".join(f"{says}, {_least(whole[how])}" for how, says in PLANTED.items())
     return (
-        f"At the p that the false discovery rate asks for here, one feature's AUROC must be {cells} to be confirmed with 80 % "
-        "probability.\n"
+        f"At the p that the false discovery rate asks for here, one feature's AUROC must be {cells} to be confirmed with "
+        f"{one['power']:.0%} probability. A reading planted in features that nobody labelled goes through the whole rule: "
+        f"{told}.\n"
     )
+
+
+PLANTED = {
+    "with_neighbours": "with the concept's neighbours raised as the rule expects",
+    "alone": "with no other concept raised",
+}
+
+
+def _least(one: dict[str, Any]) -> str:
+    """From which AUROC on a planted reading is labelled; else how often the strongest is."""
+    strongest = one["levels"][-1]
+    says = []
+    for key, share, what in (
+        ("any_label", "share_with_any_label", "it gets a label"),
+        ("concept", "share_labelled_with_the_concept", "that of its own concept"),
+    ):
+        least = one[key]["least_auroc"]
+        reached = (
+            f"{strongest[share]:.0%} of the time at {strongest['auroc']:.2f}" if least is None else f"from {least:.2f} on"
+        )
+        says.append(f"{what} {reached}")
+    return " and ".join(says)
 
 
 def vectors(found: dict[str, Any]) -> str:
@@ -123,7 +148,8 @@ def vectors(found: dict[str, Any]) -> str:
 STEERED = {
     "single chosen": "one feature, the one that reads the concept best",
     "single writes": "one feature, by what its direction writes",
-    "single screened": "one feature, screened on other texts",
+    "single screened": "one feature that reads it, screened on other texts",
+    "single screened others": "one feature that reads something else, screened alike",
     "top three screened": "three features, screened on other texts",
     "dense": "difference of means (dense)",
 }
@@ -142,6 +168,99 @@ def steering(found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+SHOWN = {
+    "continuation": "the story's second half, removed in the first",
+    "further_up": "the dense vector's reading at a higher block",
+}
+
+
+def causal(found: dict[str, Any]) -> str:
+    """What removal does beyond the word: counts of features and controls, and effects."""
+    one = found["causal"]
+    rows = {title: one[key] for key, title in SHOWN.items()}
+    rows |= {name: row for name, row in one["position"].items() if isinstance(row, dict)}
+    lines = [
+        "| readout | causal features | controls passing | below the controls' 5th percentile | dense vector's effect | "
+        "feature's (median) | control's |",
+        "|---" * 7 + "|",
+    ]
+    for title, row in rows.items():
+        share = row.get("share_below_5th_percentile_of_controls")
+        effects = " | ".join(
+            "–" if row.get(key) is None else f"{row[key]:.2g}"
+            for key in ("median_effect_of_dense_vectors", "median_effect", "median_effect_of_controls")
+        )
+        lines.append(
+            f"| {title} | {row['confirmed']} of {row['tested']} | {row['controls_confirmed']} of {row['controls_tested']:,} | "
+            f"{'–' if share is None else f'{share:.0%}'} | {effects} |"
+        )
+    against = ", ".join(
+        f"{one[key]['first_order_against_exact']['rho']:.2f}"
+        for key in SHOWN
+        if one[key]["first_order_against_exact"]["rho"] is not None
+    )
+    return "\n".join([*lines, "", f"Rank correlation of these first-order effects with exact removals: {against}.", ""])
+
+
+COMPARED = {
+    "seeds": "another seed of the dictionary",
+    "halves_of_the_rows": "dictionaries of two halves of the data",
+    "halves_of_the_topics": "labels by two halves of the topics",
+}
+
+
+def stability(found: dict[str, Any]) -> str:
+    """Which labels are found again."""
+    lines = [
+        "| found again by | confirmed concepts (by chance) | labelled concepts (by chance) | concepts' AUROC, Spearman | "
+        "labelled features with a partner of cosine ≥ .7 | whose label is the same concept (by chance) |",
+        "|---" * 6 + "|",
+    ]
+    for key, title in COMPARED.items():
+        one = found["stability"][key]
+        shares = " | ".join(
+            f"{one[what]['share_found_again']:.0%} ({one[what]['share_found_again_by_chance']:.0%})"
+            for what in ("confirmed_concepts", "labelled_concepts")
+        )
+        own = one["partners_labels"]
+        lines.append(
+            f"| {title} | {shares} | {one['concept_auroc']['spearman']:.2f} | "
+            f"{one['features']['labelled']['share_with_partner']:.0%} | "
+            f"{own['share_of_labelled_with_the_same_concept']:.0%} ({own['share_of_labelled_with_the_same_concept_by_chance']:.0%}) |"
+        )
+    return "\n".join([*lines, ""])
+
+
+SCRAMBLED = {
+    "trained": "the model, its dictionary",
+    "untrained_dictionary": "the model, an untrained dictionary",
+    "random_weights": "a model of random weights",
+    "permuted_weights": "a model of permuted weights",
+}
+
+
+def nulls(found: dict[str, Any]) -> str:
+    """What the same rule finds where nothing was learned."""
+    one = found["nulls"]
+    lines = [
+        f"| {one['concepts']} concepts, {one['stories']:,} stories | labelled features | confirmed concepts | one feature, "
+        "plain / literary / crossed | dense | FVU |",
+        "|---" * 6 + "|",
+    ]
+    for key, title in SCRAMBLED.items():
+        row = one[key]
+        held = row["held_out"]
+        read = [
+            " / ".join(f"{held[f'{kind}auroc_{cell}']:.3f}" for cell in ("plain", "literary", "crossed"))
+            for kind in ("", "dense_")
+        ]
+        lines.append(
+            f"| {title} | {row['labelled_features']} of {row['features']:,} | {row['confirmed_concepts']} | {read[0]} | "
+            f"{read[1]} | {row['fvu']:.3f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def unmeasured(found: dict[str, Any]) -> str:
     """Sections that the committed figures lack."""
     lacking = [name for name in SECTIONS if name not in found]
@@ -154,6 +273,9 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "transfer": transfer,
     "steering": steering,
     "human": human,
+    "causal": causal,
+    "stability": stability,
+    "nulls": nulls,
     "unmeasured": unmeasured,
     "power": power,
     "vectors": vectors,

@@ -202,6 +202,9 @@ def test_the_read_table_marks_the_text():
         "id": "3", "feature": 3, "label": "afraid", "scope": "afraid", "value": 2.5, "share": 0.5,
     }  # fmt: skip
     json.dumps(reading.to_dict())
+    many = token._replace(features=tuple(active[0]._replace(feature=n) for n in range(5)))
+    shown = " ".join(read_table(reading._replace(tokens=(many,))).split())
+    assert "(feature 2), 2 more" in shown and "(feature 3)" not in shown and "--json has all" in shown
     assert "No labelled feature" in read_table(Reading("one", "A", (ReadToken(0, "A", False, ()),)))
     assert search_table([]) == "Nothing in this run matches."
 

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from sae_emotions.tables.choosing import best_dimension, choose, difference_of_means, few, regression, word_views
-from sae_emotions.tables.fits import few_features, linear, logistic, narrowed, ridge
+from sae_emotions.tables.choosing import best_dimension, choose, difference_of_means, regression, word_views
+from sae_emotions.tables.few import TARGETS, few, setting
+from sae_emotions.tables.fits import linear, logistic, ridge, turned
 from sae_emotions.tables.strength import bootstrap, strength, strengths, weighted_auroc
 
 T, F, L = 240, 40, 3
@@ -100,17 +101,22 @@ def test_ridge_reads_numbers(planted_table):
 
 
 @pytest.mark.parametrize("kind", ["classes", "numbers"])
-def test_l1_finds_the_planted_features(planted_table, kind):
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_a_few_features_are_the_planted_ones(planted_table, kind, target):
     values_TF, classes_TL, numbers_TL = planted_table
     labels_TL = classes_TL if kind == "classes" else numbers_TL
     values = csr_array(values_TF)
-    found = few_features(kind, values, labels_TL, strengths(kind, values, labels_TL), (2, 5))
-    for label, pair in PLANTED.items():
-        assert set(found[2][label]) == set(pair)
-        assert set(pair) <= set(found[5][label]) and len(found[5][label]) <= 5
     train, test = np.arange(T) % 2 == 0, np.arange(T) % 2 == 1
-    scores_TL = few((2,))(kind, values[train], labels_TL[train])["2 dimensions"](values[test])
+    scorers = few((2, 5), C=0.01)(kind, values[train], labels_TL[train])
+    assert len(scorers) == 2 * len(TARGETS)
+    scores_TL = scorers[setting(2, target)](values[test])
     assert strength(kind, scores_TL, labels_TL[test]).min() > 0.95
+    for label, pair in PLANTED.items():
+        other = values_TF[test].copy()
+        other[:, np.setdiff1d(np.arange(F), pair)] = 0
+        assert scorers[setting(2, target)](csr_array(other))[:, label] == pytest.approx(scores_TL[:, label], abs=1e-4)
+    alone = few((2, 5), C=0.01)(kind, values[train], labels_TL[train], setting(5, target))
+    assert list(alone) == [setting(5, target)]
 
 
 @pytest.mark.parametrize("kind", ["classes", "numbers"])
@@ -150,15 +156,24 @@ def test_cross_validation_chooses_the_view_and_keeps_groups_together(planted_tab
 
 
 @pytest.mark.parametrize("kind", ["classes", "numbers"])
-def test_more_dimensions_than_texts_change_no_solution(planted_table, kind):
+@pytest.mark.parametrize("texts", [30, T])
+def test_principal_axes_change_no_solution(planted_table, kind, texts):
     values_TF, classes_TL, numbers_TL = planted_table
-    some, labels_TL = csr_array(values_TF[:30]), (classes_TL if kind == "classes" else numbers_TL)[:30]
-    narrow_TZ, _ = narrowed(some)
-    assert narrow_TZ.shape == (30, 30)
-    assert narrow_TZ @ narrow_TZ.T == pytest.approx((some @ some.T).toarray(), abs=1e-2)
-    for C, readout in linear(kind, some, labels_TL, (0.01, 0.1)).items():
-        own = ridge(some, labels_TL, C) if kind == "numbers" else logistic(some, labels_TL, C)
-        assert readout.weights_XL == pytest.approx(own.weights_XL, abs=5e-3)
+    some, labels_TL = values_TF[:texts], (classes_TL if kind == "classes" else numbers_TL)[:texts]
+    along_TZ, _ = turned(csr_array(some))
+    away_TF = some - some.mean(0)
+    assert along_TZ.shape == (texts, min(texts - 1, F))
+    assert along_TZ @ along_TZ.T == pytest.approx(away_TF @ away_TF.T, abs=1e-2)
+    for values in (some, csr_array(some)):
+        for C, readout in linear(kind, values, labels_TL, (0.01, 0.1)).items():
+            own = ridge(some, labels_TL, C) if kind == "numbers" else logistic(some, labels_TL, C)
+            assert readout.weights_XL == pytest.approx(own.weights_XL, abs=5e-3)
+            assert readout.scores(values) == pytest.approx(own.scores(some), abs=3e-2)
+
+
+def test_texts_of_few_words_stay_sparse():
+    few_words = csr_array(np.eye(400, dtype=np.float32))
+    assert turned(few_words)[0] is few_words
 
 
 def test_words_are_weighed_by_the_training_texts_alone():

@@ -204,6 +204,10 @@ def marked(token: str, share: float, colour: bool) -> str:
     return f"{lead}\x1b[48;5;{shade}m\x1b[38;5;16m{body}\x1b[0m"
 
 
+STRONGEST = 3
+"""labelled features of a token that are printed"""
+
+
 def read_table(reading: Reading, colour: bool = False, width: int | None = None) -> str:
     """What `Run.read` found: the text with its active tokens marked, then each token that carries something."""
     tokens, width = reading.tokens, width or columns()
@@ -212,7 +216,9 @@ def read_table(reading: Reading, colour: bool = False, width: int | None = None)
     active = [token for token in tokens if token.features]
     for token in active:
         head = f"{token.position:>5}  {token.text.strip() or repr(token.text):<14}  "
-        shown = ", ".join(f"{f.scope} {number(f.value, 2)} (feature {f.feature})" for f in token.features)
+        shown = ", ".join(f"{f.scope} {number(f.value, 2)} (feature {f.feature})" for f in token.features[:STRONGEST])
+        if len(token.features) > STRONGEST:
+            shown += f", {len(token.features) - STRONGEST} more"
         lines += textwrap.wrap(shown, width, initial_indent=head, subsequent_indent=" " * 23)
     if not lines:
         return f"{text}\n\nNo labelled feature of {reading.dictionary} is active in this text."
@@ -221,6 +227,9 @@ def read_table(reading: Reading, colour: bool = False, width: int | None = None)
         f"{len(active)} of {len(tokens)} tokens carry a labelled feature of {reading.dictionary}; "
         f"not read: {unread} (opening and special tokens)."
     )
+    if any(len(token.features) > STRONGEST for token in active):
+        foot += f" Shown: the {STRONGEST} strongest a token, against each one's largest activation; --json has all."
+    foot = "\n".join(textwrap.wrap(foot, width))
     return "\n\n".join([text, "\n".join(lines), foot])
 
 

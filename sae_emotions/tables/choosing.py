@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sae_emotions.tables.fits import few_features, linear
+from sae_emotions.tables.fits import linear
 from sae_emotions.tables.strength import strength, strengths
 
 FOLDS = 3
@@ -38,14 +38,14 @@ def best_dimension(kind: str, values_TX: Any, labels_TL: np.ndarray, only: str |
     strength_LX = strengths(kind, values_TX, labels_TL)
     best_L = np.abs(strength_LX).argmax(1)
     sign_L = np.sign(np.take_along_axis(strength_LX, best_L[:, None], 1))[:, 0]
-    return {"one dimension": lambda some_TX: _dense(some_TX[:, best_L]) * sign_L}
+    return {"one dimension": lambda some_TX: dense(some_TX[:, best_L]) * sign_L}
 
 
 def difference_of_means(kind: str, values_TX: Any, labels_TL: np.ndarray, only: str | None = None) -> dict[str, Scorer]:
     """Mean of the rows with a label less that of those without; for numbers their covariance with each dimension."""
     away_TL = labels_TL - labels_TL.mean(0)
-    direction_XL = _dense(values_TX.T @ (away_TL / np.maximum((away_TL**2).sum(0), 1e-12)))
-    return {"one direction": lambda some_TX: _dense(some_TX @ direction_XL)}
+    direction_XL = dense(values_TX.T @ (away_TL / np.maximum((away_TL**2).sum(0), 1e-12)))
+    return {"one direction": lambda some_TX: dense(some_TX @ direction_XL)}
 
 
 def regression(penalties: Sequence[float], scaled: bool = True) -> Fit:
@@ -53,42 +53,22 @@ def regression(penalties: Sequence[float], scaled: bool = True) -> Fit:
 
     def fit(kind: str, values_TX: Any, labels_TL: np.ndarray, only: str | None = None) -> dict[str, Scorer]:
         wanted = [C for C in penalties if only in (None, f"C {C:g}")]
-        scale = _Scale(values_TX) if scaled else _same
+        scale = Scale(values_TX) if scaled else _same
         found = linear(kind, scale(values_TX), labels_TL, wanted)
-        return {f"C {C:g}": _after(scale, readout.scores) for C, readout in found.items()}
+        return {f"C {C:g}": after(scale, readout.scores) for C, readout in found.items()}
 
     return fit
-
-
-def few(sizes: Sequence[int]) -> Fit:
-    """Regression on as many dimensions as each of `sizes` says, which L1 chooses for each label."""
-
-    def fit(kind: str, values_TX: Any, labels_TL: np.ndarray, only: str | None = None) -> dict[str, Scorer]:
-        chosen = few_features(kind, values_TX, labels_TL, strengths(kind, values_TX, labels_TL), sizes)
-        one = regression((1.0,))
-        found = {}
-        for size, sets in chosen.items():
-            scorers = [one(kind, _dense(values_TX[:, some]), labels_TL[:, [n]])["C 1"] for n, some in enumerate(sets)]
-            found[f"{size} dimensions"] = _side_by_side(sets, scorers)
-        return found
-
-    return fit
-
-
-def _side_by_side(sets: Sequence[np.ndarray], scorers: Sequence[Scorer]) -> Scorer:
-    pairs = list(zip(sets, scorers, strict=True))
-    return lambda some_TX: np.concatenate([scorer(_dense(some_TX[:, some])) for some, scorer in pairs], axis=1)
 
 
 def _same(values_TX: Any) -> Any:
     return values_TX
 
 
-def _after(scale: Callable[[Any], Any], scorer: Scorer) -> Scorer:
+def after(scale: Callable[[Any], Any], scorer: Scorer) -> Scorer:
     return lambda some_TX: scorer(scale(some_TX))
 
 
-class _Scale:
+class Scale:
     """Divides each dimension by its standard deviation in some rows, and dense ones are centred as well."""
 
     def __init__(self, values_TX: Any) -> None:
@@ -107,7 +87,8 @@ class _Scale:
         return ((values_TX - self.mean_X) * self.factor_X).astype(np.float32)
 
 
-def _dense(values: Any) -> np.ndarray:
+def dense(values: Any) -> np.ndarray:
+    """An array of numbers, written out if it is sparse."""
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
 
 

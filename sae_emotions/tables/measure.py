@@ -15,10 +15,10 @@ from sae_emotions.tables.choosing import (
     best_dimension,
     choose,
     difference_of_means,
-    few,
     regression,
     word_views,
 )
+from sae_emotions.tables.few import TARGETS, few, setting
 from sae_emotions.tables.mapping import Words
 from sae_emotions.tables.pooled import Pooled
 from sae_emotions.tables.strength import CHANCE, bootstrap, strength, strengths
@@ -129,13 +129,15 @@ def _chosen(rows: Rows, pooled: Pooled, seed: int) -> tuple[dict[str, Scored], d
         choices[name] = _best(_choices(rows, views, fit, seed))
         found[name] = _fitted(rows, views, fit, choices[name])
         _say(name, choices[name])
-    # L1 costs more than all of the others together: it takes the view that was best for all features.
-    views = {choices["all_features"].view: acts[choices["all_features"].view]}
-    for size, choice in zip(SIZES, _choices(rows, views, few(tuple(SIZES)), seed).values(), strict=True):
-        name = SIZES[size]
-        choices[name] = choice
-        found[name] = _fitted(rows, views, few((size,)), choice)
-        _say(name, choice)
+    # A few features take the view and penalty that were best for all of them.
+    whole = choices["all_features"]
+    fit = few(tuple(SIZES), float(whole.setting.removeprefix("C ")))
+    views = {whole.view: acts[whole.view]}
+    each = _choices(rows, views, fit, seed)
+    for size, name in SIZES.items():
+        choices[name] = _best({says: each[setting(size, says)] for says in TARGETS})
+        found[name] = _fitted(rows, views, fit, choices[name])
+        _say(name, choices[name])
     return found, choices
 
 
