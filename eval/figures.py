@@ -23,9 +23,10 @@ METHODS = {
     "random_direction": "random direction",
 }
 TABLES = {
-    "zero_shot_features": "features labelled on our stories, unchanged",
+    "zero_shot_features": "features chosen on our stories, unchanged",
     "zero_shot_dense": "dense vectors of our stories, unchanged",
     "best_feature": "one SAE feature",
+    "five_features": "five SAE features",
     "sixteen_features": "sixteen SAE features",
     "all_features": "all SAE features",
     "dense_difference_of_means": "difference of means (dense)",
@@ -82,10 +83,17 @@ def human(found: dict[str, Any]) -> str:
         if any(cell is not None for cell in cells):
             lines.append(f"| {title} | " + " | ".join("–" if c is None else f"{c:.3f}" for c in cells) + " |")
     measures = ", ".join(
-        f"{name} {one['measure']} over {len(one['rows_with_label'])} labels, {one['test_rows']:,} test rows"
+        f"{name} {one['measure']} over {one['methods']['tfidf']['labels_scored']} labels, {one['test_rows']:,} test rows"
         for name, one in sets.items()
     )
-    return "\n".join([*lines, "", f"Macro means: {measures}.", ""])
+    mapped = ", ".join(
+        f"{one['methods']['zero_shot_dense']['labels_scored']} of {name}"
+        for name, one in sets.items()
+        if "zero_shot_dense" in one["methods"]
+    )
+    return "\n".join(
+        [*lines, "", f"Macro means: {measures}; unchanged ones over the mapped labels alone ({mapped}).", ""]
+    )
 
 
 def power(found: dict[str, Any]) -> str:
@@ -99,9 +107,9 @@ def power(found: dict[str, Any]) -> str:
     whole = one["whole_rule"]
     told = "; ".join(f"{says}, {_least(whole[how])}" for how, says in PLANTED.items())
     return (
-        f"At the p that the false discovery rate asks for here, one feature's AUROC must be {cells} to be confirmed with "
-        f"{one['power']:.0%} probability. A reading planted in features that nobody labelled goes through the whole rule: "
-        f"{told}.\n"
+        f"At the p that the false discovery rate asks for here, a feature without ties passes with {one['power']:.0%} "
+        f"probability where its AUROC is {cells}; a label asks for both. A reading planted in features that nobody labelled "
+        f"goes through the whole rule: {told}.\n"
     )
 
 
@@ -121,7 +129,9 @@ def _least(one: dict[str, Any]) -> str:
     ):
         least = one[key]["least_auroc"]
         reached = (
-            f"{strongest[share]:.0%} of the time at {strongest['auroc']:.2f}" if least is None else f"from {least:.2f} on"
+            f"{strongest[share]:.0%} of the time at {strongest['auroc']:.2f}"
+            if least is None
+            else f"from {least:.2f} on"
         )
         says.append(f"{what} {reached}")
     return " and ".join(says)
@@ -170,15 +180,17 @@ def steering(found: dict[str, Any]) -> str:
 
 SHOWN = {
     "continuation": "the story's second half, removed in the first",
-    "further_up": "the dense vector's reading at a higher block",
+    "reading_further_up": "the dense vector's reading at a higher block",
 }
 
 
 def causal(found: dict[str, Any]) -> str:
     """What removal does beyond the word: counts of features and controls, and effects."""
-    one = found["causal"]
-    rows = {title: one[key] for key, title in SHOWN.items()}
-    rows |= {name: row for name, row in one["position"].items() if isinstance(row, dict)}
+    one = found.get("causal", {})
+    rows = {title: one[key] for key, title in SHOWN.items() if "tested" in one.get(key, {})}
+    rows |= {name: row for name, row in one.get("position", {}).items() if isinstance(row, dict)}
+    if not rows:
+        return ""
     lines = [
         "| readout | causal features | controls passing | below the controls' 5th percentile | dense vector's effect | "
         "feature's (median) | control's |",
@@ -197,7 +209,7 @@ def causal(found: dict[str, Any]) -> str:
     against = ", ".join(
         f"{one[key]['first_order_against_exact']['rho']:.2f}"
         for key in SHOWN
-        if one[key]["first_order_against_exact"]["rho"] is not None
+        if one[key].get("first_order_against_exact", {}).get("rho") is not None
     )
     return "\n".join([*lines, "", f"Rank correlation of these first-order effects with exact removals: {against}.", ""])
 
@@ -210,7 +222,9 @@ COMPARED = {
 
 
 def stability(found: dict[str, Any]) -> str:
-    """Which labels are found again."""
+    """Which labels are found again; nothing where it was not measured."""
+    if "stability" not in found:
+        return ""
     lines = [
         "| found again by | confirmed concepts (by chance) | labelled concepts (by chance) | concepts' AUROC, Spearman | "
         "labelled features with a partner of cosine ≥ .7 | whose label is the same concept (by chance) |",
@@ -222,11 +236,11 @@ def stability(found: dict[str, Any]) -> str:
             f"{one[what]['share_found_again']:.0%} ({one[what]['share_found_again_by_chance']:.0%})"
             for what in ("confirmed_concepts", "labelled_concepts")
         )
-        own = one["partners_labels"]
+        own, same = one["partners_labels"], "share_of_labelled_with_the_same_concept"
         lines.append(
             f"| {title} | {shares} | {one['concept_auroc']['spearman']:.2f} | "
             f"{one['features']['labelled']['share_with_partner']:.0%} | "
-            f"{own['share_of_labelled_with_the_same_concept']:.0%} ({own['share_of_labelled_with_the_same_concept_by_chance']:.0%}) |"
+            f"{own[same]:.0%} ({own[f'{same}_by_chance']:.0%}) |"
         )
     return "\n".join([*lines, ""])
 
@@ -241,7 +255,9 @@ SCRAMBLED = {
 
 def nulls(found: dict[str, Any]) -> str:
     """What the same rule finds where nothing was learned."""
-    one = found["nulls"]
+    one = found.get("nulls")
+    if one is None:
+        return ""
     lines = [
         f"| {one['concepts']} concepts, {one['stories']:,} stories | labelled features | confirmed concepts | one feature, "
         "plain / literary / crossed | dense | FVU |",

@@ -131,7 +131,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("concept", text, "its label, whose word is read out"),
         Column("kind", text, "feature, control (matched unlabelled feature), random (direction) or dense"),
         Column("control", i32, "latent number of the control, else null"),
-        Column("half", text, "controls: reference or held_back; else null"),
+        Column(
+            "half", text, "controls: reference, held_back, or further (run as the screen lets it through); else null"
+        ),
+        Column("let_through", flag, "controls: would the screen that chose the features choose it; else null"),
         Column("texts", i32, "texts averaged over"),
         Column("active_share", f32, "share of those texts' tokens at which the intervention acts"),
         Column("removed_norm", f32, "mean norm removed where it acts, residual-stream units"),

@@ -165,7 +165,7 @@ def _labels(folder: Path, rng: np.random.Generator) -> None:
     null = {"permutations": PERMUTATIONS, "labelled_features": [0] * 19 + [1], "confirmed_concepts": [0] * PERMUTATIONS}
     write_json(folder / "null.json", null | {"mean_labelled_features": 0.05, "mean_confirmed_concepts": 0.0})
     write_json(folder / "rule.json", {"rule": "A feature stays if both registers agree.", "screen_p": 0.01, "q": 0.05})
-    write_json(folder / "summary.json", {"features": len(LABELLED)})
+    write_json(folder / "summary.json", {"features": len(LABELLED), "concepts": len(set(LABELLED.values()))})
 
 
 def _concept(name: str, family: str | None, features: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
@@ -257,7 +257,8 @@ def _z(number: int) -> float:
 
 
 def _effect(number: int, concept: str, kind: str, control: int | None, half: str | None, z: float) -> dict[str, Any]:
-    named = {"feature": number, "concept": concept, "kind": kind, "control": control, "half": half}
+    let = True if kind == "control" else None
+    named = {"feature": number, "concept": concept, "kind": kind, "control": control, "half": half, "let_through": let}
     return named | {
         "texts": 14,
         "active_share": 0.1,

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, controls_each, halves, match, traits
+from sae_emotions.causal.controls import (
+    FIRES_IN,
+    SHARE_FACTOR,
+    SIZE_FACTOR,
+    Matched,
+    controls_each,
+    dealt,
+    halves,
+    match,
+    traits,
+)
 from sae_emotions.causal.estimate import estimate
 from sae_emotions.causal.texts import Firing, choose, strongest
 from sae_emotions.config import AblateConfig
@@ -62,6 +72,29 @@ def test_controls_are_shared_within_the_tolerances(firing):
     uses = [np.arange(12)] * 10
     matches = match(firing, np.ones(LATENTS), features_F, uses, candidates_C, 8)
     assert len({c for one in matches for c in one.controls_K}) < 80
+
+
+def test_controls_that_are_not_shared_are_all_different(firing):
+    uses = [np.arange(12)] * 10
+    matches = match(firing, np.ones(LATENTS), np.arange(10), uses, np.arange(10, LATENTS), 8, share=False)
+    assert len({c for one in matches for c in one.controls_K}) == sum(len(one.controls_K) for one in matches) == 80
+
+
+def test_controls_are_dealt_blindly_and_what_the_screen_keeps_out_is_not_run():
+    found, score_K = Matched(np.arange(100, 160), np.arange(60) < 40), np.arange(60) / 60
+    first = np.zeros(60)
+    for seed in range(200):
+        kept, roles = dealt(found, score_K, 0.25, 14, np.random.default_rng(seed))
+        assert roles.reference_K.sum() == roles.held_K.sum() == 7 and not (roles.reference_K & roles.held_K).any()
+        further_K = ~(roles.reference_K | roles.held_K)
+        assert roles.let_K[further_K].all()
+        assert (roles.let_K == (score_K[kept.controls_K - 100] <= 0.25)).all()
+        assert len(kept.controls_K) + roles.kept_out == 60
+        assert (kept.within_K == (kept.controls_K < 140)).all()
+        first[kept.controls_K[roles.reference_K] - 100] += 1
+    assert first.min() > 5  # 23 expected of each
+    few, roles = dealt(Matched(np.arange(5), np.ones(5, bool)), np.zeros(5), np.inf, 14, np.random.default_rng(0))
+    assert (roles.reference_K.sum(), roles.held_K.sum(), roles.kept_out, len(few.controls_K)) == (3, 2, 0, 5)
 
 
 def test_halves_split_evenly_and_reproducibly():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sae_emotions.causal.controls import Matched
+from sae_emotions.causal.controls import Matched, Roles
 from sae_emotions.causal.effects import Design, amount, effects, measure
 from sae_emotions.causal.estimate import counted
 from sae_emotions.causal.joint import Group
@@ -51,6 +51,7 @@ def designed(upper):
         np.arange(FEATURES),
         uses,
         matches,
+        [Roles(np.arange(14) < 7, np.arange(14) >= 7, np.ones(14, bool), 0)] * len(uses),
         own_F,
         profiles,
         directions_LD,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sae_emotions.causal.verdict import benjamini_hochberg, judge, moderated, pooled_p, spread, stands_in
+from sae_emotions.causal.verdict import Screening, benjamini_hochberg, judge, moderated, pooled_p, spread, stands_in
 
 F, K = 40, 25
 
@@ -91,6 +91,58 @@ def test_too_few_reference_controls_are_not_testable():
     assert not judged.tested_F[:2].any()
     assert np.isnan(judged.z_F[:2]).all()
     assert judged.tested_F[2:].all()
+
+
+@pytest.mark.parametrize("screened", [True, False])
+def test_a_choice_by_a_screen_is_part_of_the_test(screened):
+    """Nothing is causal, but what a latent does by chance it does on all texts: those that a screen chooses are ahead."""
+    rng = np.random.default_rng(7)
+    runs, labelled, tested, each, further = 100, 200, 30, 7, 50
+    found = 0
+
+    def latents(count: int) -> tuple[np.ndarray, np.ndarray]:
+        own = rng.standard_t(4, count)
+        return own + 0.5 * rng.standard_normal(count), own + 0.5 * rng.standard_normal(count)
+
+    for _ in range(runs):
+        score_X, effect_X = latents(labelled)
+        chosen = np.argsort(score_X)[:tested]
+        limit = score_X[chosen].max()
+        reference = [latents(each)[1] for _ in chosen]
+        held, more = [latents(each) for _ in chosen], [latents(further) for _ in chosen]
+        screening = Screening(
+            [score_K <= limit for score_K, _ in held],
+            [effect_K[score_K <= limit] for score_K, effect_K in more],
+            [int((score_K > limit).sum()) for score_K, _ in more],
+            labelled - tested,
+        )
+        judged = judge(
+            effect_X[chosen],
+            np.full(tested, -50.0),
+            reference,
+            [effect_K for _, effect_K in held],
+            [np.zeros(0)] * tested,
+            0.05,
+            screening=screening if screened else None,
+        )
+        found += judged.confirmed_F.any()
+        if screened:
+            assert judged.controls_tested == tested * (each + further)
+    # 5 of 100; the 99.5 % point of the binomial is 11.
+    assert (found <= 11) == screened
+
+
+def test_a_screen_that_keeps_nothing_out_changes_nothing():
+    rng = np.random.default_rng(8)
+    effect_F, dense_F, reference, held_back, random = drawn(rng, shift=-3.0)
+    nothing = Screening([np.ones(K, bool)] * F, [np.zeros(0)] * F, [0] * F, 0)
+    one, other = (judge(effect_F, dense_F, reference, held_back, random, 0.05, screening=s) for s in (None, nothing))
+    assert one.q_F.tolist() == other.q_F.tolist()
+    assert one.controls_confirmed == other.controls_confirmed
+    twice = Screening([np.ones(K, bool)] * F, [np.zeros(0)] * F, [K] * F, F)
+    halved = judge(effect_F, dense_F, reference, held_back, random, 0.05, screening=twice)
+    assert halved.p_F == pytest.approx((one.p_F * (1 + F * K)) / (1 + 2 * F * K))
+    assert halved.controls_tested == 2 * F * K
 
 
 def test_no_feature_at_all_is_no_error():

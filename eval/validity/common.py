@@ -41,11 +41,13 @@ def look(run: Path, config: RunConfig, what: str, outcome: Outcome) -> None:
     note_look(run / "ledger.jsonl", {**entry, "labelled_features": int(outcome.labelled_F.sum())})
 
 
-def labels_of(measured: Measured, dictionary: Dictionary) -> Labels:
-    """A labelling as `label.agreement` compares it."""
+def labels_of(measured: Measured, dictionary: Dictionary, rate: float) -> Labels:
+    """A labelling as `label.agreement` compares it: the features that passed for a concept."""
     outcome, choice = measured.outcome, measured.outcome.choice
     cells = cell_auroc(measured, np.arange(len(choice.feature_C)), choice.feature_C)
-    concept_F = np.where(outcome.labelled_F, choice.concept_F, -1)
+    concept_F = np.full(len(outcome.labelled_F), -1)
+    passed = outcome.with_concept(rate)
+    concept_F[passed] = choice.concept_F[passed]
     auroc_C = np.nanmean(np.stack(list(cells.values())), axis=0)
     return Labels(dictionary.W_dec_FD.cpu().numpy(), concept_F, outcome.confirmed_C, auroc_C)
 
@@ -56,10 +58,10 @@ def figures(measured: Measured, config: RunConfig) -> dict[str, Any]:
     return {
         "features": len(outcome.labelled_F),
         "concepts": len(outcome.confirmed_C),
-        "screened_features": int(outcome.concept.screened_F.sum()),
+        "screened_features": int(outcome.screened_F.sum()),
         "labelled_features": len(labelled),
         "labelled_features_with_permuted_labels": measured.null["mean_labelled_features"],
-        "labelled_concepts": len(np.unique(outcome.choice.concept_F[labelled])),
+        "labelled_concepts": len(np.unique(outcome.choice.concept_F[outcome.with_concept(config.label.q)])),
         "confirmed_concepts": int(outcome.confirmed_C.sum()),
         "confirmed_concepts_with_permuted_labels": measured.null["mean_confirmed_concepts"],
         "held_out": held_out_means(measured, config.label, config.seed) | {"auroc_by_chance": 0.5},

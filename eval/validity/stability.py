@@ -40,7 +40,7 @@ def measured(asked: Asked) -> dict[str, Any]:
         means = concept_means(config, asked.run, dictionary)
         result = measure(concepts, found, means, few_permutations(config), config.seed)
         look(asked.run, config, f"stability: {folder.name} {name}", result.outcome)
-        return labels_of(result, dictionary), means
+        return labels_of(result, dictionary, config.label.q), means
 
     seeds = _other_seeds(asked, config, work)
     halves = [_half(asked, config, work / f"half-{n}", n) for n in (0, 1)]
@@ -94,5 +94,5 @@ def _by_topics(
             concepts, found._replace(selection=(first, second)), means, few_permutations(config), config.seed
         )
         look(asked.run, config, f"stability: {where[1]}, half {fold} of the selection topics", result.outcome)
-        both.append(labels_of(result, dictionary))
+        both.append(labels_of(result, dictionary, config.label.q))
     return both[0], both[1]

@@ -20,19 +20,19 @@ import torch
 from sae_emotions.artefact import write_json, written_folder
 from sae_emotions.causal.attribute import attribution, slopes, words_asked
 from sae_emotions.causal.collateral import CONTROLS, TOKENS, acts_of, kl_of_removal
-from sae_emotions.causal.controls import Matched, controls_each, halves, match
+from sae_emotions.causal.controls import FURTHER, Matched, controls_each, dealt, halves, match
 from sae_emotions.causal.effects import Design, Effects, Measured, amount, effects, measure
 from sae_emotions.causal.estimate import counted
 from sae_emotions.causal.joint import groups_of
 from sae_emotions.causal.material import Material, Story, gather
 from sae_emotions.causal.profile import Profile, Readings, profile_of, read
 from sae_emotions.causal.readouts import WordTree, word_tree
-from sae_emotions.causal.runners import Runner, runner_for
+from sae_emotions.causal.runners import Runner, Whole, runner_for
 from sae_emotions.causal.runs import Text, enter
 from sae_emotions.causal.screen import Agreement, Screened, agreement, chosen, screen
 from sae_emotions.causal.tables import Collateral, Outcome, empty_summary, rule_text, summarise, write_tables
 from sae_emotions.causal.texts import Firing, choose, scan, strongest
-from sae_emotions.causal.verdict import Judged, judge
+from sae_emotions.causal.verdict import Judged, Screening, judge
 from sae_emotions.config import RunConfig
 from sae_emotions.progress import Progress
 from sae_emotions.sources.models import load_model
@@ -89,6 +89,7 @@ def _design(
     config: RunConfig,
     material: Material,
     profiles: dict[int, Profile],
+    screened: Screened,
     entered: Entered,
     enough: np.ndarray,
     uses: list[np.ndarray],
@@ -96,8 +97,20 @@ def _design(
     """Controls, random directions and groups of the features that fire in enough texts."""
     rng = np.random.default_rng([config.seed, 1])
     settings, width = config.ablate, material.dictionary.d_in
-    count = controls_each(settings.controls, len(enough))
+    each = controls_each(settings.controls, len(enough))
+    chose = material.chosen < len(material.own_F)
+    count = each + (FURTHER * each // 2 if chose else 0)
     matches = match(entered.firing, material.norms_L, enough, uses, material.candidates_C, count)
+    limit = screened.of(material.own_F, material.latents_L[: len(material.own_F)])[1][: material.chosen].max()
+    cards = np.random.default_rng([config.seed, 3])
+    run = [
+        dealt(
+            one, screened.of(np.full(len(one.controls_K), own), material.latents_L[one.controls_K])[1], top, each, cards
+        )
+        for one, own, top in zip(
+            matches, material.own_F[enough], [limit if chose else np.inf] * len(enough), strict=True
+        )
+    ]
     random_FD = torch.nn.functional.normalize(
         torch.from_numpy(rng.standard_normal((len(enough), width))).float(), dim=1
     )
@@ -108,7 +121,8 @@ def _design(
         entered.acts,
         enough,
         uses,
-        matches,
+        [matched for matched, _ in run],
+        [roles for _, roles in run],
         material.own_F[enough],
         profiles,
         material.dictionary.W_dec_FD[torch.from_numpy(material.latents_L)],
@@ -135,12 +149,12 @@ def _collateral(
     texts = [ids for ids in (tokenizer(t)["input_ids"] for t in material.concepts.neutral) if len(ids) > 1]
     texts = texts[: config.ablate.neutral_texts]
     with Progress("collateral", len(texts), "texts") as bar:
-        kl_L = kl_of_removal(
+        kl_L, positions = kl_of_removal(
             upper, runner, material.dictionary, texts, material.special, material.latents_L[places_L], bar.advance
         )
     controls_K = kl_L[len(enough) :]
     limit = float(np.quantile(controls_K, 0.95)) if len(texts) and len(controls_K) else None
-    return Collateral(kl_L[: len(enough)], limit, len(controls_K), len(texts))
+    return Collateral(kl_L[: len(enough)], limit, len(controls_K), len(texts), positions)
 
 
 def _measured(runner: Runner, tree: WordTree, design: Design, runs: int) -> tuple[Measured, Effects]:
@@ -187,19 +201,27 @@ def _same_texts(
     return agreement(first_N, np.array([one.profile_N[0] for one in exact]))
 
 
-def _judged(config: RunConfig, found: Effects) -> tuple[list[np.ndarray], list[np.ndarray], Judged, Judged]:
-    """Which controls and control groups are held back; verdicts on features and groups, each with an FDR of its own."""
-    rng = np.random.default_rng([config.seed, 3])
-    joint, q = found.joint, config.ablate.q
-    held = [halves(len(one.word_N), rng) for one in found.controls]
+def _judged(
+    config: RunConfig, design: Design, found: Effects, left_out: int
+) -> tuple[list[np.ndarray], Judged, Judged]:
+    """Which control groups are held back; verdicts on features and groups, each with an FDR of its own."""
+    rng = np.random.default_rng([config.seed, 4])
+    joint, q, roles = found.joint, config.ablate.q, design.roles
     held_groups = [halves(len(one.word_N), rng) for one in joint.controls]
+    reference, held = [one.reference_K for one in roles], [one.held_K for one in roles]
+    screening = Screening(
+        [one.let_K[one.held_K] for one in roles],
+        [one.specific_N[~(of.reference_K | of.held_K)] for one, of in zip(found.controls, roles, strict=True)],
+        [one.kept_out for one in roles],
+        left_out,
+    )
     random = [one.specific_N for one in found.random]
     nothing = [np.zeros(0)] * len(joint.controls)
+    rest = [~one for one in held_groups]
     return (
-        held,
         held_groups,
-        _judge(found.feature, found.dense, found.controls, held, random, q),
-        _judge(joint.joint, joint.dense, joint.controls, held_groups, nothing, q),
+        _judge(found.feature, found.dense, found.controls, reference, held, random, q, screening),
+        _judge(joint.joint, joint.dense, joint.controls, rest, held_groups, nothing, q),
     )
 
 
@@ -207,17 +229,19 @@ def _judge(
     feature: Readings,
     dense: Readings,
     controls: Sequence[Readings],
-    held: Sequence[np.ndarray],
+    reference_K: Sequence[np.ndarray],
+    held_K: Sequence[np.ndarray],
     random: Sequence[np.ndarray],
     q: float,
+    screening: Screening | None = None,
 ) -> Judged:
     """A dense vector moves all words far, so the positive control is judged in nats, beside the controls in nats."""
     reference, held_back = (
-        [one.some(side) for one, side in zip(controls, sides, strict=True)] for sides in ([~h for h in held], held)
+        [one.some(side) for one, side in zip(controls, sides, strict=True)] for sides in (reference_K, held_K)
     )
     gate = ([one.profile_N for one in reference], [one.profile_N for one in held_back])
     specific = ([one.specific_N for one in reference], [one.specific_N for one in held_back])
-    return judge(feature.specific_N, dense.profile_N, *specific, random, q, gate)
+    return judge(feature.specific_N, dense.profile_N, *specific, random, q, gate, screening)
 
 
 def ablate(config: RunConfig, run: Path, name: str) -> Path:
@@ -236,8 +260,8 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
             write_tables(folder, material, None)
             write_json(folder / "summary.json", empty_summary(config.ablate, time.perf_counter() - started))
         return out
-    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
-    model = load_model(config.model, dtype)
+    # In bfloat16 logits are rounded to a hundred times what a removal changes.
+    model = load_model(config.model, torch.float32)
     upper = Upper(model.model, material.dictionary.block)
     tree = word_tree(model.tokenizer, material.concepts.readout, [one.word for one in material.concepts.concepts])
     families = [concept.family for concept in material.concepts.concepts]
@@ -248,7 +272,7 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     entered = _enter(upper, tree, material, pool)
     uses = _uses(entered.firing, material.chosen, config.ablate.max_texts)
     enough = np.array([f for f, texts in enumerate(uses) if len(texts) >= config.ablate.min_texts], dtype=np.int64)
-    design = _design(config, material, profiles, entered, enough, [uses[f] for f in enough])
+    design = _design(config, material, profiles, screened, entered, enough, [uses[f] for f in enough])
     entering = upper.block_tokens - screening
     runs = amount(design, tree)
     places = max(TOKENS, *(len(text.packed.ids_Q) for text in design.texts))
@@ -256,9 +280,16 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     with closing(runner_for(upper, runs.positions * above, places, getattr(torch, material.dtype))) as runner:
         measured, found = _measured(runner, tree, design, runs.removals)
         spent = {"screening": screening, "entering": entering, "removals": runner.block_tokens}
-        cost = counted(runs.unshared, runs.whole, upper.last + 1, spent)
+        before = upper.block_tokens
         collateral = _collateral(config, material, upper, runner, model.tokenizer, enough, list(design.matches))
-    judged = _judged(config, found)
+        on_neutral = runner.block_tokens - spent["removals"]
+        if not isinstance(runner, Whole):
+            on_neutral += upper.block_tokens - before
+    before = upper.block_tokens
+    same_texts = _same_texts(config, material, upper, tree, design, measured, pool)
+    spent |= {"neutral texts": on_neutral, "comparison with first order": upper.block_tokens - before}
+    cost = counted(runs.unshared + collateral.positions, runs.whole, upper.last + 1, spent)
+    judged = _judged(config, design, found, len(material.own_F) - material.chosen)
     outcome = Outcome(config.ablate, entered.firing, uses, enough, design, found, *judged, collateral, screened)
     took = {
         "removals": runs.removals,
@@ -267,7 +298,6 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
         "texts_per_cell": dict(sorted(Counter(one.cell for one in pool).items())),
         "largest_change_by_removing_nothing": measured.nothing,
     }
-    same_texts = _same_texts(config, material, upper, tree, design, measured, pool)
     with written_folder(out) as folder:
         write_tables(folder, material, outcome)
         rule = rule_text(config.ablate, len(tree.paths), int(tree.single().sum()))

@@ -38,12 +38,13 @@ def kl_of_removal(
     special: Collection[int],
     latents_L: np.ndarray,
     done: Callable[[int], None],
-) -> np.ndarray:
+) -> tuple[np.ndarray, float]:
     """KL(unchanged || latent removed) of the next-token distribution, nats a token, mean over the texts. Shape L.
 
-    Only the first `TOKENS` tokens of a text count. A text in which a latent is silent counts with 0.
+    With it, the positions of one whole pass for each latent and text in which it fires. Only the first `TOKENS` tokens of a
+    text count. A text in which a latent is silent counts with 0.
     """
-    total_L, tokens = np.zeros(len(latents_L)), 0
+    total_L, tokens, positions = np.zeros(len(latents_L)), 0, 0.0
     device = next(upper.model.parameters()).device
     for ids in texts:
         text = enter(upper, _NO_WORDS, ids[:TOKENS], special)
@@ -57,5 +58,6 @@ def kl_of_removal(
             removals.append(Removal(positions_P.to(device), acts_SL[positions_P, n].to(device), direction_D))
         if removals:
             total_L[firing] += runner.kl(text, removals)
+            positions += len(removals) * text.packed.stem
         done(1)
-    return total_L / max(tokens, 1)
+    return total_L / max(tokens, 1), positions

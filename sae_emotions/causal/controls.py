@@ -31,7 +31,7 @@ class Traits(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """Controls of one feature, nearest first."""
+    """Controls of one feature: those within the tolerances first, then the nearest others."""
 
     controls_K: np.ndarray
     """places among the L latents"""
@@ -63,12 +63,13 @@ def match(
     uses: Sequence[np.ndarray],
     candidates_C: np.ndarray,
     count: int,
+    share: bool = True,
 ) -> list[Matched]:
     """Up to `count` controls for each feature, a place among the L latents, on its texts `uses[f]`.
 
-    Features with the fewest matches choose first; among near equals a control that another feature already uses comes
-    first, since its runs are shared. Where too few lie within the tolerances the nearest others fill up, and `within_K`
-    says so.
+    Features with the fewest matches choose first. With `share`, among near equals a control that another feature already
+    uses comes first, since its runs are shared; without, no control is given to two features. Where too few lie within the
+    tolerances the nearest others fill up, and `within_K` says so.
     """
     distances = [
         _distance(traits(firing, norms_L, texts), feature, candidates_C)
@@ -78,8 +79,11 @@ def match(
     found: dict[int, Matched] = {}
     for f in sorted(range(len(uses)), key=lambda f: (int((distances[f] <= 1).sum()), f)):
         distance_C = distances[f]
-        # Sharing may reorder what lies within the tolerances, but never puts an outsider before a match.
-        rank_C = np.where(distance_C <= 1, np.minimum(distance_C + NEW * ~used_C, 1), distance_C)
+        if share:
+            # Sharing may reorder what lies within the tolerances, but never puts an outsider before a match.
+            rank_C = np.where(distance_C <= 1, np.minimum(distance_C + NEW * ~used_C, 1), distance_C)
+        else:
+            rank_C = distance_C = np.where(used_C, np.inf, distance_C)
         order = np.lexsort((candidates_C, distance_C, rank_C))[:count]
         order = order[np.isfinite(distance_C[order])]
         used_C[order] = True
@@ -93,6 +97,41 @@ def controls_each(held_back: int, features: int) -> int:
     An even number: half of them are the reference.
     """
     return 2 * max(math.ceil(held_back / (TESTABLE * max(features, 1))), REFERENCE)
+
+
+class Roles(NamedTuple):
+    """What each of a feature's controls is for. Those that are neither reference nor held back are further ones."""
+
+    reference_K: np.ndarray
+    """bool: the feature is measured against them"""
+    held_K: np.ndarray
+    """bool: judged like the feature, and run whatever the screen says of them"""
+    let_K: np.ndarray
+    """bool: the screen that chose the features would choose them too; true of all further ones"""
+    kept_out: int
+    """further ones that the screen does not choose, so that they need no run"""
+
+
+FURTHER = 8  # further controls that the screen is asked for, in times of the held-back ones
+
+
+def dealt(
+    found: Matched, score_K: np.ndarray, limit: float, each: int, rng: np.random.Generator
+) -> tuple[Matched, Roles]:
+    """Deal a feature's controls blindly: half of the first `each` are its reference, half held back, the others further ones.
+
+    `score_K` is what the screen says of them, `limit` the highest score that it lets through. What it keeps out of the
+    further ones is not among the controls that come back.
+    """
+    order = rng.permutation(len(found.controls_K))
+    first, let_K = order[:each], score_K <= limit
+    reference_K, held_K, further_K = (np.zeros(len(order), bool) for _ in range(3))
+    held_K[first[: len(first) // 2]] = True
+    reference_K[first[len(first) // 2 :]] = True
+    further_K[order[each:]] = True
+    run_K = reference_K | held_K | (further_K & let_K)
+    kept = Matched(found.controls_K[run_K], found.within_K[run_K])
+    return kept, Roles(reference_K[run_K], held_K[run_K], let_K[run_K], int((~run_K).sum()))
 
 
 def halves(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sae_emotions.causal.controls import Matched
+from sae_emotions.causal.controls import Matched, Roles
 from sae_emotions.causal.joint import Group
 from sae_emotions.causal.profile import Changes, Profile, Readings, read
 from sae_emotions.causal.readouts import WordTree
@@ -39,6 +39,7 @@ class Design(NamedTuple):
     uses: Sequence[np.ndarray]
     """per feature: its texts"""
     matches: Sequence[Matched]
+    roles: Sequence[Roles]
     own_F: np.ndarray
     """number of each feature's concept"""
     profiles: Mapping[int, Profile]
@@ -159,8 +160,7 @@ def amount(design: Design, tree: WordTree) -> Amount:
         keys += [("control", int(place)) for place in design.matches[f].controls_K]
         unshared += _positions(runs, keys, texts, nodes[own])
     for g, group in enumerate(design.groups):
-        keys = [("joint", g), ("dense", group.own), *(("feature", int(place)) for place in group.members_M)]
-        keys += [("joint control", number) for number, of, _ in _control_groups(design) if of == g]
+        keys = [("joint", g), *(("joint control", number) for number, of, _ in _control_groups(design) if of == g)]
         unshared += _positions(runs, keys, group.texts, nodes[group.own])
     return Amount(removals, positions, whole, unshared)
 

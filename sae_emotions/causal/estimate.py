@@ -5,7 +5,7 @@ The estimate is calibrated on the default run's dictionary, where 200 labelled f
 
 from typing import Any
 
-from sae_emotions.causal.controls import controls_each
+from sae_emotions.causal.controls import FURTHER, controls_each
 from sae_emotions.config import AblateConfig
 
 POSITIONS = 95  # positions a removal computes in each block above the hook: a text from where the feature first fires
@@ -13,6 +13,7 @@ SLOTS = 2.5  # positions a removal unembeds
 SHARED = 0.22  # runs of controls a pair of feature and control and text, since features share them
 NEUTRAL = 13  # positions a latent and neutral text: it is silent in two of three, and 40 follow where it fires
 DENSE = 0.65  # projections a feature and text, since features of one concept share them
+LET = 0.07  # further controls that the screen lets through
 GROUPS = 0.2  # concepts with several labelled features, a labelled feature
 CONCEPTS = 0.27  # concepts with any, a labelled feature
 STORY = 125  # tokens of a text with the prompt
@@ -32,7 +33,8 @@ def estimate(
 
     below, above = blocks
     features = min(labelled, settings.features or labelled)
-    pairs = controls_each(settings.controls, features) * features
+    each = controls_each(settings.controls, features)
+    pairs = features * (each + (LET * FURTHER * each / 2 if features < labelled else 0))
     removals = settings.max_texts * (
         features * (1 + DENSE) + min(settings.random_directions, features) + SHARED * pairs
     )
@@ -50,7 +52,8 @@ def counted(unshared: float, whole: float, blocks: int, spent: dict[str, float])
 
     `spent` has positions times blocks of every phase. `unshared` are the positions of one whole pass for each feature, each
     intervention on it (itself, each control, its dense vector, its random direction, its group's) and each text in which that
-    fires; `whole` those of one whole pass for each removal that was run, which may serve several features.
+    fires, neutral ones included; `whole` those of one whole pass for each removal that was run, which may serve several
+    features.
     """
     total = sum(spent.values())
     return {

@@ -16,7 +16,6 @@ from sae_emotions.causal.texts import Firing
 TEXTS = 6  # texts a concept: each joint removal is a run of its own, which no other concept shares
 MOST = 40  # concepts, those with the most labelled features, for the same reason
 CONTROLS = 8  # control groups a concept: half of them are the reference
-SPARE = 6  # matched controls more than that a member, since the members of a control group must differ
 
 
 class Group(NamedTuple):
@@ -29,7 +28,7 @@ class Group(NamedTuple):
     texts: np.ndarray
     """the `TEXTS` texts of the common pool in which they add most together"""
     controls_KM: np.ndarray
-    """places of the control groups' members, each matched with the feature of its column"""
+    """places of the control groups' members, each matched with the feature of its column; no latent is in two groups"""
 
 
 def groups_of(
@@ -61,19 +60,10 @@ def _controls(
     firing: Firing, norms_L: np.ndarray, members_M: np.ndarray, texts: np.ndarray, candidates_C: np.ndarray
 ) -> np.ndarray:
     uses = [texts[firing.active_TL[texts, member] > 0] for member in members_M]
-    matches = match(firing, norms_L, members_M, uses, candidates_C, CONTROLS + len(members_M) + SPARE)
-    left = [list(map(int, one.controls_K)) for one in matches]
-    groups: list[list[int]] = []
-    while len(groups) < CONTROLS:
-        group: list[int] = []
-        for mine in left:
-            free = [control for control in mine if control not in group]
-            if not free:
-                return np.array(groups, np.int64).reshape(-1, len(members_M))
-            group.append(free[0])
-            mine.remove(free[0])
-        groups.append(group)
-    return np.array(groups, np.int64)
+    most = min(CONTROLS, len(candidates_C) // len(members_M))
+    matches = match(firing, norms_L, members_M, uses, candidates_C, most, share=False)
+    count = min(len(one.controls_K) for one in matches)
+    return np.stack([one.controls_K[:count] for one in matches], axis=1).astype(np.int64)
 
 
 class Redundancy(NamedTuple):

@@ -1,7 +1,7 @@
 """The screen: which labelled features are worth an exact test, by first-order attribution on selection texts.
 
-The exact test is made on held-out texts, so what is chosen here says nothing beforehand about what it will find there by
-chance. Matched controls are judged by the same screen, so that what choosing does to the counts can be seen.
+The exact test is made on held-out texts, but what a latent does by chance it does on all texts, so those chosen here are ahead
+there as well. The choice is therefore part of the test (`verdict.Screening`): matched controls go through the same screen.
 Shapes: C concepts that have a label, L latents of the dictionary, X labelled features.
 """
 

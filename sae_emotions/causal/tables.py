@@ -28,6 +28,8 @@ class Collateral(NamedTuple):
     """the controls' 95th percentile"""
     controls: int
     texts: int
+    positions: float
+    """of one whole pass for each latent and text in which it fires"""
 
 
 class Outcome(NamedTuple):
@@ -41,10 +43,8 @@ class Outcome(NamedTuple):
     """numbers of the labelled features that fire in enough texts; F of them"""
     design: Design
     effects: Effects
-    held: Sequence[np.ndarray]
-    """per feature: which of its controls are held back"""
     held_groups: Sequence[np.ndarray]
-    """the same for the control groups"""
+    """per group: which of its control groups are held back"""
     judged: Judged
     groups: Judged
     """the joint removals of the design's groups"""
@@ -69,14 +69,13 @@ def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
             "texts": len(texts),
         }
 
-        def row(kind: str, control: int | None, half: str | None, share: float, norm: float, *one: float) -> None:
+        def row(kind: str, of: dict[str, Any], share: float, norm: float, *one: float) -> None:
             word, profile, specific, z = map(float, one)
             rows.append(
                 {
                     **shared,  # noqa: B023 - called within this turn of the loop alone
                     "kind": kind,
-                    "control": control,
-                    "half": half,
+                    **of,
                     "active_share": share,
                     "removed_norm": norm,
                     "effect": word,
@@ -87,15 +86,17 @@ def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
             )
 
         share, size = float(seen.share_L[place]), float(seen.size_L[place])
-        row("feature", None, None, share, size, *_figures(found.feature, f, unit))
+        row("feature", {}, share, size, *_figures(found.feature, f, unit))
         *dense, _ = _figures(found.dense, f, unit)
-        row("dense", None, None, 1.0, _dense_norm(design, f), *dense, judged.dense_z_F[f])
+        row("dense", {}, 1.0, _dense_norm(design, f), *dense, judged.dense_z_F[f])
         for k, control in enumerate(design.matches[f].controls_K):
-            half = "held_back" if outcome.held[f][k] else "reference"
+            roles = design.roles[f]
+            half = "reference" if roles.reference_K[k] else "held_back" if roles.held_K[k] else "further"
+            of = {"control": int(material.latents_L[control]), "half": half, "let_through": bool(roles.let_K[k])}
             traits_of = float(seen.share_L[control]), float(seen.size_L[control])
-            row("control", int(material.latents_L[control]), half, *traits_of, *_figures(found.controls[f], k, unit))
+            row("control", of, *traits_of, *_figures(found.controls[f], k, unit))
         for k in range(len(found.random[f].word_N)):
-            row("random", None, None, share, size, *_figures(found.random[f], k, unit))
+            row("random", {}, share, size, *_figures(found.random[f], k, unit))
     return rows
 
 
@@ -247,8 +248,10 @@ def rule_text(settings: AblateConfig, words: int, single: int) -> str:
         "share of all features' held-back controls with a z at least as low. Causal: Benjamini-Hochberg q over the "
         f"tested features <= {settings.q:g} and a negative sum. Not testable: fires in too few texts, or setting the "
         "text's reading along its concept's dense vector to the mean of all texts, at every position, does not lower "
-        f"the sum of changes (p > {DENSE_P:g} by the same rule, in nats). Where features are left out, those come first that "
-        "first-order attribution on selection texts of their concept finds strongest, for as much as they add. Together: all "
+        f"the sum of changes (p > {DENSE_P:g} by the same rule, in nats). Where features are left out, those are tested that "
+        "first-order attribution on selection texts of their concept finds strongest, for as much as they add, and this choice is part of "
+        "the test: the others count among the tested ones with p = 1; controls, further ones included, go through the "
+        "same screen, and one that it keeps out counts in p as one whose z is not as low. Together: all "
         "labelled features of a concept are removed at once, from the texts in which they add most, against groups of "
         "controls, each matched with one of them; the same rule, with a false discovery rate over concepts."
     )
@@ -282,12 +285,12 @@ def summarise(outcome: Outcome, material: Material, same_texts: Agreement) -> di
         "controls_confirmed": judged.controls_confirmed,
         "random_tested": judged.random_tested,
         "random_confirmed": judged.random_confirmed,
-        "held_back": int(sum(one.sum() for one in outcome.held)),
+        "held_back": int(sum(one.held_K.sum() for one in outcome.design.roles)),
         "distinct_controls": len(distinct),
         "controls_within_tolerance": float(within.mean()) if len(within) else None,
         "lowered_most": int(((outcome.effects.rank_F == 1) & judged.tested_F).sum()),
         "kl_flagged": int((outcome.collateral.kl_F > outcome.collateral.limit).sum())
-        if outcome.collateral.limit
+        if outcome.collateral.limit is not None
         else 0,
         "kl_limit": outcome.collateral.limit,
         "kl_controls": outcome.collateral.controls,
@@ -316,22 +319,16 @@ def _joint_summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def _screen_summary(outcome: Outcome, material: Material, same_texts: Agreement) -> dict[str, Any]:
-    """The screen's rank agreement with exact effects, and the verdicts on held-back controls with scores like the tested."""
+    """The screen's rank agreement with exact effects, and what it did to controls of the tested features."""
     first, judged = outcome.screened, outcome.judged
     own_F, number_F = material.own_F[outcome.enough], material.latents_L[outcome.enough]
-    limit = first.of(own_F, number_F)[1].max(initial=-np.inf)
-    through: list[bool] = []
-    for f, stands_K in enumerate(judged.stands):
-        controls_K = material.latents_L[outcome.design.matches[f].controls_K[outcome.held[f]]]
-        if len(stands_K):
-            passed_K = first.of(np.full(len(controls_K), own_F[f]), controls_K)[1] <= limit
-            through += stands_K[passed_K].tolist()
+    tested = [roles for roles, tested in zip(outcome.design.roles, judged.tested_F, strict=True) if tested]
     return {
         "features": material.dictionary.d_sae,
         "texts": int(first.texts_C.sum()),
         "rank_agreement_same_texts": same_texts._asdict(),
         "rank_agreement_held_out": agreement(first.of(own_F, number_F)[0], outcome.effects.feature.profile_N)._asdict(),
         "rank_agreement_held_out_score": agreement(first.of(own_F, number_F)[1], judged.z_F)._asdict(),
-        "controls_let_through": len(through),
-        "controls_let_through_confirmed": sum(through),
+        "controls_let_through": int(sum((one.let_K & ~one.reference_K).sum() for one in tested)),
+        "controls_let_through_confirmed": judged.controls_confirmed,
     }

@@ -28,6 +28,7 @@ from sae_emotions.label.material import material_of
 from sae_emotions.label.means import StoryMeans, rows_to_read, story_means
 from sae_emotions.label.measure import Measured, held_out_means, measure, pair_scores
 from sae_emotions.label.methods import DESCRIBED, run_methods
+from sae_emotions.label.rule import tested_and_passed
 from sae_emotions.label.tables import concept_columns, example_columns, explanations, feature_columns, status_counts
 from sae_emotions.label.transfer import training_cells, transfer
 from sae_emotions.progress import Progress, say
@@ -134,10 +135,12 @@ def _summary(measured: Measured, concepts: ConceptSet, settings: LabelConfig, se
     labelled = np.flatnonzero(outcome.labelled_F)
     return {
         "features": len(labelled),
-        "concepts": len(np.unique(outcome.choice.concept_F[labelled])),
+        "concepts": len(np.unique(outcome.choice.concept_F[outcome.with_concept(settings.q)])),
         "confirmed_concepts": int(outcome.confirmed_C.sum()),
         "screened": int(outcome.concept.screened_F.sum()),
+        "hypotheses": dict(zip(("tested", "passed"), tested_and_passed(outcome, settings.q), strict=True)),
         "grain": dict(sorted(Counter(measured.grain.kind_P).items())),
+        "concepts_not_told_from_siblings": int((~measured.grain.told_P).sum()),
         "given_grain": dict(sorted(Counter(measured.given_grain.kind_P).items())),
         "explained_by": {
             name: sum(name in each for each in explanations(measured, settings.q)) for name in measured.controls
@@ -171,8 +174,10 @@ def rule_in_words(settings: LabelConfig, registers: tuple[str, str]) -> dict[str
             f"Held-out p: the larger of the {first} and the {second} register's, each over all its cells together.",
             "Labelled: Benjamini-Hochberg q over all that was screened, concepts, families and norms together, at most "
             f"{settings.q:g} for any of the three.",
-            "Grain: the concept, if its held-out texts stand above those of its own family on the same topics; else the "
-            "family, if it stands above what the norms predict; else the norm.",
+            "Grain: the concept, if its held-out texts also stand above those of its own family on the same topics; else the "
+            "family, if it passed and stands above what the norms predict, or no norm passed; else the norm, if it passed; else "
+            "the concept, not told from its siblings. Both claims of a step count by the larger p, Benjamini-Hochberg over all "
+            "features screened for them.",
             f"'{first} only' or '{second} only': screened for a concept, not labelled, and Benjamini-Hochberg over the "
             "screened passes in that register alone and not in the other.",
             "A concept's feature has the greatest strength: the posterior mean of the AUROC of both registers under a normal "

@@ -70,6 +70,15 @@ class Outcome(NamedTuple):
     q_C: np.ndarray
     confirmed_C: np.ndarray
 
+    @property
+    def screened_F(self) -> np.ndarray:
+        """Which features were screened for a concept, a family or a norm."""
+        return np.asarray(self.concept.screened_F | self.family.screened_F | self.norm.screened_F)
+
+    def with_concept(self, rate: float) -> np.ndarray:
+        """Numbers of the features that pass for their concept itself, not for a family or norm alone."""
+        return np.flatnonzero(np.nan_to_num(self.concept.q_F, nan=1.0) <= rate)
+
 
 def choose(totals: Sequence[Sums], moments: Sequence[Ranked], near: Neighbours, apart: float) -> Choice:
     """Each feature's concept by AUROC, and each concept's feature by strength, in both registers' selection panels."""
@@ -231,9 +240,7 @@ def tested_and_passed(outcome: Outcome, rate: float) -> tuple[int, int]:
 def null_summary(outcomes: Sequence[Outcome]) -> dict[str, object]:
     """What the rule finds under permuted labels: every permutation's counts and their means."""
     counts = {
-        "screened_features": [
-            int((o.concept.screened_F | o.family.screened_F | o.norm.screened_F).sum()) for o in outcomes
-        ],
+        "screened_features": [int(o.screened_F.sum()) for o in outcomes],
         "labelled_features": [int(o.labelled_F.sum()) for o in outcomes],
         "confirmed_concepts": [int(o.confirmed_C.sum()) for o in outcomes],
     }

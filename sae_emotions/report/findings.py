@@ -121,12 +121,16 @@ def _labels(run: Run, name: str) -> Labels:
 
 def _causal(run: Run, name: str) -> Causal:
     verdicts = rows(run._folder.table(f"causal/{name}/verdicts.parquet"))
-    effects = run._folder.table(f"causal/{name}/effects.parquet").select(["kind", "half", "z"]).to_pylist()
-    held_back = [one["z"] for one in effects if one["kind"] == "control" and one["half"] == "held_back"]
+    table = run._folder.table(f"causal/{name}/effects.parquet")
+    effects = table.select(["kind", "half", "let_through", "z"]).to_pylist()
+    judged = [one for one in effects if one["kind"] == "control" and one["half"] != "reference" and one["let_through"]]
     summary = _json(run, f"causal/{name}/summary.json")
     by_z = sorted(verdicts, key=lambda one: (one["z"] is None, one["z"] or 0.0, one["feature"]))
     found = Causal(by_z, {}, _sentences(summary.get("rule")), summary)
-    z = {"feature": [one["z"] for one in found.tested], "control": [z for z in held_back if z is not None and z == z]}
+    z = {
+        "feature": [one["z"] for one in found.tested],
+        "control": [z for z in (one["z"] for one in judged) if z is not None and z == z],
+    }
     return found._replace(z=z)
 
 

@@ -122,8 +122,8 @@ def labels(found: Labels) -> list[str]:
     ]
     if numbers["features"]:
         lines.append(
-            f"{numbers['features']:,} features hold on held-out topics: they are the labelled ones, nearest to "
-            f"{count(numbers['concepts'], 'concept')} between them."
+            f"{numbers['features']:,} features hold on held-out topics: they are the labelled ones, "
+            f"{count(numbers['concepts'], 'concept')} between those that pass for one."
         )
     else:
         lines.append("None holds on held-out topics, so no feature is labelled.")
@@ -295,8 +295,8 @@ def in_short(found: Findings) -> list[str]:
         return ["No dictionary of this run is labelled yet."]
     numbers = label_numbers(first.labels)
     lines = [
-        f"{opening(count(numbers['features'], 'feature'))} of {first.name} read one of {count(numbers['concepts'], 'concept')} "
-        f"on topics never used to choose them; permuted labels give {numbers['null_features'] or 0:.2f}."
+        f"{opening(count(numbers['features'], 'feature'))} of {first.name} read a concept, a family of concepts or one end of a "
+        f"norm on topics never used to choose them; permuted labels give {numbers['null_features'] or 0:.2f}."
     ]
     ours = mean(numbers[f"auroc_{c}"] for c in first.labels.cells)
     dense = mean(numbers[f"dense_auroc_{c}"] for c in first.labels.cells)

@@ -37,9 +37,9 @@ def _dictionary(one: Found, concepts: int) -> str:
         lines[0] += f"\n… and {len(confirmed) - concepts} more confirmed concepts"
     counts = label_numbers(labels)
     lines.append(
-        f"{counts['features']} labelled features on {counts['concepts']} concepts and {counts['confirmed_concepts']} "
-        f"confirmed concepts of {len(labels.concepts)}; permuted labels give {number(counts['null_features'], 2)} "
-        f"labelled features on average ({counts['permutations'] or 0} permutations)."
+        f"{counts['features']} labelled features, {counts['concepts']} concepts among them that pass by themselves, and "
+        f"{counts['confirmed_concepts']} confirmed concepts of {len(labels.concepts)}; permuted labels give "
+        f"{number(counts['null_features'], 2)} labelled features on average ({counts['permutations'] or 0} permutations)."
     )
     if one.causal:
         causal = causal_numbers(one.causal)

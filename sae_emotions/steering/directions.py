@@ -112,7 +112,8 @@ def matched(
 ) -> list[np.ndarray]:
     """For each feature, numbers of up to `count` latents among `free` that fire about as often and as strongly.
 
-    The match is that of the causal test (`causal.controls.match`), on the general text as one text; nearest first.
+    The match is that of the causal test (`causal.controls.match`), on the general text as one text; nearest first, and no
+    latent is given to two features.
     """
     candidates = free[found.active_F[free] > 0]
     latents_L = np.concatenate([np.asarray(features, np.int64), candidates.astype(np.int64)])
@@ -120,7 +121,7 @@ def matched(
     firing = Firing(found.active_F[None, latents_L], found.amount_F[None, latents_L], np.array([found.rows]))
     fires = [n for n, feature in enumerate(features) if found.active_F[feature]]
     places_C = np.arange(len(features), len(latents_L))
-    some = match(firing, norms_L, np.array(fires, np.int64), [np.array([0])] * len(fires), places_C, count)
+    some = match(firing, norms_L, np.array(fires, np.int64), [np.array([0])] * len(fires), places_C, count, share=False)
     by_place = dict(zip(fires, some, strict=True))
     nothing = np.zeros(0, np.int64)
     return [latents_L[by_place[n].controls_K] if n in by_place else nothing for n in range(len(features))]

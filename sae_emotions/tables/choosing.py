@@ -4,11 +4,12 @@ A view is one way to write the texts as rows of numbers, such as mean activation
 training rows of a view and gives what scores other rows. Shapes: T rows, X dimensions of a view, L labels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from sae_emotions.errors import UserError
 from sae_emotions.tables.fits import linear
 from sae_emotions.tables.strength import strength, strengths
 
@@ -65,6 +66,7 @@ def _same(values_TX: Any) -> Any:
 
 
 def after(scale: Callable[[Any], Any], scorer: Scorer) -> Scorer:
+    """Score rows that went through `scale`."""
     return lambda some_TX: scorer(scale(some_TX))
 
 
@@ -97,7 +99,7 @@ def choose(
 ) -> dict[str, Choice]:
     """Setting of `fit` -> its best view, by mean strength over labels, cross-validated; rows of a group stay in one fold."""
     found: dict[str, Choice] = {}
-    folds = list(_folds(group_T, seed))
+    folds = folds_of(labels_TL, group_T, seed)
     for view, values_TX in views.items():
         values: dict[str, list[float]] = {}
         for out_T in folds:
@@ -110,10 +112,23 @@ def choose(
     return found
 
 
-def _folds(group_T: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+def folds_of(labels_TL: np.ndarray, group_T: np.ndarray, seed: int) -> list[np.ndarray]:
+    """The rows that each fold leaves out, bool T; a fold in or outside which no label differs is none.
+
+    Raises `UserError` where none is left: all rows with a label are of too few groups.
+    """
     groups, group_T = np.unique(group_T, return_inverse=True)
     fold_G = np.random.default_rng([seed, 5]).permutation(len(groups)) % FOLDS
-    yield from (fold_G[group_T.reshape(-1)] == fold for fold in range(FOLDS))
+    folds = [fold_G[group_T.reshape(-1)] == fold for fold in range(FOLDS)]
+    kept = [
+        out_T for out_T in folds if all(side.any() and np.ptp(labels_TL[side], 0).any() for side in (out_T, ~out_T))
+    ]
+    if not kept:
+        raise UserError(
+            f"The training rows are of {len(groups)} groups, too few to choose by cross-validation; split by another column, "
+            "or read more rows (`rows`)."
+        )
+    return kept
 
 
 def _mean_strength(kind: str, scores_TL: np.ndarray, labels_TL: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from sae_emotions.machine import compute_dtype, device
 from sae_emotions.progress import say
 from sae_emotions.schema import read_table as read_parquet
 from sae_emotions.sources.models import Model, load_model
+from sae_emotions.tables.choosing import folds_of
 from sae_emotions.tables.mapping import Mapping, Table
 from sae_emotions.tables.measure import Labels, Rows, chance, measure
 from sae_emotions.tables.pooled import pooled, token_ids
@@ -83,6 +84,7 @@ def prepare(reader: Reader, table: Table) -> Prepared:
     train = len(drawn.train_N)
     kept = Sample(drawn.train_N[read_N[:train]], drawn.test_N[read_N[train:]])
     label_N, left = scored(found, kept, mapping)
+    folds_of(found.values_TL[np.ix_(kept.train_N, label_N)], found.group_T[kept.train_N], seed)
     ids = [one for one, read in zip(ids, read_N, strict=True) if read]
     return Prepared(table, found, kept, ids, label_N, left, int((~read_N).sum()))
 
@@ -113,6 +115,7 @@ def evaluate(reader: Reader, ready: Prepared) -> dict[str, Any]:
         [found.texts[i] for i in some],
         [found.texts[i] for i in whole],
         found.values_TL[np.ix_(whole, ready.label_N)],
+        found.group_T[whole],
     )
     speaks = mapping.concepts == reader.concept_set
     if mapping.map and not speaks:

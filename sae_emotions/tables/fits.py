@@ -72,7 +72,7 @@ def logistic(
 
 def _mean_squares(values_TX: Any) -> np.ndarray:
     if hasattr(values_TX, "tocsr"):
-        return np.asarray(values_TX.multiply(values_TX).mean(0), np.float64)
+        return np.asarray(values_TX.multiply(values_TX).mean(0), np.float64).reshape(-1)
     return np.asarray(np.einsum("tx,tx->x", values_TX, values_TX), np.float64) / len(values_TX)
 
 
@@ -109,7 +109,7 @@ def turned(values_TX: Any) -> tuple[Any, Callable[[Readout], Readout]]:
             return values_TX, lambda found: found
         if width <= texts:
             values_TX = values_TX.toarray()
-    mean_X = np.asarray(values_TX.mean(0), np.float32)
+    mean_X = np.asarray(values_TX.mean(0), np.float32).reshape(-1)
     if width <= texts:
         away_TX = (values_TX - mean_X).astype(np.float32)
         axes_XZ, _ = _axes(away_TX.T @ away_TX)
@@ -148,4 +148,3 @@ def _products(values_TX: Any, mean_X: np.ndarray) -> np.ndarray:
 def _moved(weights_XL: np.ndarray, offset_L: np.ndarray, mean_X: np.ndarray) -> Readout:
     """The read-out of texts as they are, from that of texts less their mean."""
     return Readout(weights_XL, offset_L - mean_X @ weights_XL)
-

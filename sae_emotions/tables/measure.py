@@ -54,6 +54,8 @@ class Rows(NamedTuple):
     """the table's whole training split, read or not"""
     whole_TL: np.ndarray
     """its labels"""
+    whole_group_T: np.ndarray
+    """its groups"""
 
 
 class Scored(NamedTuple):
@@ -74,7 +76,7 @@ def measure(rows: Rows, pooled: Pooled, labels: Labels, words: dict[str, Words],
         found["tfidf_whole_training_split"] = _whole_split(rows, choices[BASELINE].view, seed)
     found |= _permuted(rows, pooled, choices, seed)
     values_TL = rows.values_TL[rows.test_T]
-    resampled = {name: _resampled(rows.kind, one, values_TL, seed) for name, one in found.items()}
+    resampled = {name: _resampled(rows, one, seed) for name, one in found.items()}
     figures = {name: _as_figures(rows, one, values_TL, resampled, name) for name, one in found.items()}
     return figures | {"random_direction": _random_directions(rows, pooled, choices["dense_difference_of_means"], seed)}
 
@@ -180,20 +182,24 @@ def _whole_split(rows: Rows, view: str, seed: int) -> Scored:
     texts = [*rows.whole_texts, *(text for text, test in zip(rows.texts, rows.test_T, strict=True) if test)]
     test_T = np.arange(len(texts)) >= len(rows.whole_texts)
     values_TL = np.concatenate([rows.whole_TL, rows.values_TL[rows.test_T]])
-    whole = rows._replace(texts=texts, test_T=test_T, values_TL=values_TL, group_T=np.arange(len(texts)))
+    group_T = np.concatenate([rows.whole_group_T, rows.group_T[rows.test_T]])
+    whole = rows._replace(texts=texts, test_T=test_T, values_TL=values_TL, group_T=group_T)
     views = {view: word_views(texts, ~test_T)[view]}
     found = _fitted(whole, views, _WORDS, _best(_choices(whole, views, _WORDS, seed)))
     return found._replace(about=found.about | {"train_rows": len(rows.whole_texts)})
 
 
 def _permuted(rows: Rows, pooled: Pooled, choices: dict[str, Choice], seed: int) -> dict[str, Scored]:
-    """Chance as it is: the training rows' labels are dealt out anew, and the choosing and fitting done again."""
+    """Chance as it is: the training rows' labels are dealt out anew and everything fitted again, at the views and settings that
+    the true labels chose."""
     train = np.flatnonzero(~rows.test_T)
     values_TL = rows.values_TL.copy()
     values_TL[train] = values_TL[np.random.default_rng([seed, 6]).permutation(train)]
     shuffled = rows._replace(values_TL=values_TL)
     acts, fits = _act_views(pooled), {"best_feature": best_dimension, "all_features": _ALL}
-    return {f"permuted_{name}": _fitted(shuffled, acts, fit, choices[name]) for name, fit in fits.items()}
+    return {
+        f"permuted_{name}": _fitted(shuffled, acts, fit, choices[name])._replace(about={}) for name, fit in fits.items()
+    }
 
 
 def _random_directions(rows: Rows, pooled: Pooled, choice: Choice, seed: int) -> dict[str, Any]:
@@ -216,15 +222,17 @@ def _random_directions(rows: Rows, pooled: Pooled, choice: Choice, seed: int) ->
     }
 
 
-def _resampled(kind: str, one: Scored, values_TL: np.ndarray, seed: int) -> np.ndarray:
-    """The same rows are drawn for every method, so that differences are of pairs."""
-    return bootstrap(kind, one.scores_TL, values_TL[:, one.label_L], RESAMPLES, np.random.default_rng([seed, 8]))
+def _resampled(rows: Rows, one: Scored, seed: int) -> np.ndarray:
+    """The same groups of rows are drawn for every method, so that differences are of pairs."""
+    values_TL, group_T = rows.values_TL[rows.test_T][:, one.label_L], rows.group_T[rows.test_T]
+    rng = np.random.default_rng([seed, 8])
+    return bootstrap(rows.kind, one.scores_TL, values_TL, RESAMPLES, rng, group_T)
 
 
 def _as_figures(
     rows: Rows, one: Scored, values_TL: np.ndarray, resampled: dict[str, np.ndarray], name: str
 ) -> dict[str, Any]:
-    """macro: mean strength over labels; interval: 95 %, over test rows; labels: each one's; minus_tfidf: on the same labels."""
+    """macro: mean strength over labels; interval: 95 %, over groups of test rows; labels: each one's; minus_tfidf: on the same labels."""
     strength_L = strength(rows.kind, one.scores_TL, values_TL[:, one.label_L])
     figures: dict[str, Any] = {
         "macro": round(float(strength_L.mean()), 4),

@@ -4,6 +4,7 @@ Shapes: T rows of the table, L labels.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,11 +185,16 @@ def _numbers(mapping: Mapping, row: dict[str, Any]) -> list[float]:
     found = []
     for column in (mapping.labels.columns or {}).values():
         try:
-            found.append(float(row[column]))
+            value = float(row[column])
         except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"The mapping '{mapping.name}': column {column} holds {row[column]!r}, no number.")
+        if mapping.kind == "classes" and value not in (0, 1):
             raise UserError(
-                f"The mapping '{mapping.name}': column {column} holds {row[column]!r}, no number."
-            ) from None
+                f"The mapping '{mapping.name}': column {column} holds {row[column]!r}, but a class is there (1) or not (0)."
+            )
+        found.append(value)
     return found
 
 

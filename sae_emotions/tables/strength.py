@@ -76,11 +76,20 @@ def sparse_ranks(values_TF: Any) -> Any:
 
 
 def bootstrap(
-    kind: str, scores_TL: np.ndarray, values_TL: np.ndarray, resamples: int, rng: np.random.Generator
+    kind: str,
+    scores_TL: np.ndarray,
+    values_TL: np.ndarray,
+    resamples: int,
+    rng: np.random.Generator,
+    group_T: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Mean strength over labels in resamples of the rows (B). A label of which a resample lacks a class is left out there."""
-    texts = len(scores_TL)
-    times_BT = rng.multinomial(texts, np.full(texts, 1 / texts), resamples).astype(np.float64)
+    """Mean strength over labels in resamples of the rows (B), or of the groups of rows that belong together.
+
+    A label of which a resample lacks a class is left out there.
+    """
+    group_T = np.arange(len(scores_TL)) if group_T is None else np.unique(group_T, return_inverse=True)[1].reshape(-1)
+    groups = int(group_T.max()) + 1
+    times_BT = rng.multinomial(groups, np.full(groups, 1 / groups), resamples).astype(np.float64)[:, group_T]
     one: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = (
         weighted_auroc if kind == "classes" else _weighted_pearson
     )
