@@ -27,7 +27,8 @@ def headline(results: dict[str, Any]) -> str:
     found = (
         f"On SmolLM2-135M-Instruct, block {one['block']}, a dictionary of {one['d_sae']:,} features trained on "
         f"{tokens:,} tokens of reviews and prose and on the selection set's stories: **{labels['features']} features "
-        f"labelled** at a false discovery rate of 5 % ({_grains(labels['grain'])}), "
+        f"labelled** ({_grains(labels)}) at a false discovery rate of 5 % over the {labels['hypotheses']['tested']:,} "
+        f"concepts, families and norms tested, of which {labels['hypotheses']['passed']:,} pass; "
         f"**{labels['confirmed_concepts']} of 171 concepts confirmed** by their one chosen feature; of "
         f"{labels['permutations']} permutations of the labels within topics, {labels['permutations_with_any_label']} let the "
         "same rule label anything. "
@@ -39,17 +40,22 @@ def headline(results: dict[str, Any]) -> str:
     group = (
         ""
         if share is None
-        else f"; as a group, {share:.0%} of the tested features lie below the controls' 5th percentile"
+        else f"; as a group, {share:.0%} of the tested features lie below the 5th percentile of controls screened alike"
     )
     return found + (
         f"Of those that a first-order screen on selection texts ranks first, **{causal['confirmed']} of {causal['tested']} "
         f"tested are causal** ({causal['not_testable']} more could not be tested{left}), and {causal['controls_confirmed']} of "
-        f"{causal['controls_tested']:,} matched controls pass the same test{group}.\n"
+        f"{causal['controls_tested']:,} matched controls pass the same screen and test{group}.\n"
     )
 
 
-def _grains(found: dict[str, int]) -> str:
-    names = {"concept": "with one concept", "family": "with a family", "norm": "with valence or arousal alone"}
+def _grains(labels: dict[str, Any]) -> str:
+    found, untold = labels["grain"], labels["concepts_not_told_from_siblings"]
+    names = {
+        "concept": f"with one concept, {untold} of them not told from its siblings",
+        "family": "with a family",
+        "norm": "with valence or arousal alone",
+    }
     return ", ".join(f"{found[kind]} {says}" for kind, says in names.items() if kind in found)
 
 

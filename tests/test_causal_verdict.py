@@ -125,7 +125,7 @@ def test_a_choice_by_a_screen_is_part_of_the_test(screened):
             0.05,
             screening=screening if screened else None,
         )
-        found += judged.confirmed_F.any()
+        found += int(judged.confirmed_F.any())
         if screened:
             assert judged.controls_tested == tested * (each + further)
     # 5 of 100; the 99.5 % point of the binomial is 11.

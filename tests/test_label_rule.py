@@ -163,6 +163,12 @@ def test_strength_is_the_posterior_mean_of_the_model() -> None:
     covariance = np.block([[own + noise[0] * np.eye(6), prior], [prior, own + noise[1] * np.eye(6)]])
     with_observed = np.hstack([(1 + apart / 2) * prior] * 2)
     np.testing.assert_allclose(got, with_observed @ np.linalg.solve(covariance, observed), rtol=1e-4, atol=1e-6)
+    alone = strength(first.astype(np.float32), None, noise[:1], neighbours(vectors, 0.2), apart)
+    size = max((((first - 0.5) ** 2).mean() - noise[0, 0]) / (1 + apart), 1e-5)
+    prior = size * (0.2 * np.eye(6) + 0.8 * unit @ unit.T)
+    covariance = (1 + apart) * prior + noise[0] * np.eye(6)
+    expected = (1 + apart / 2) * prior @ np.linalg.solve(covariance, first - 0.5)
+    np.testing.assert_allclose(alone, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_strength_is_borrowed_from_neighbours() -> None:

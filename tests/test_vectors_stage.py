@@ -212,6 +212,7 @@ def test_done_once_and_again_for_another_request(
         (["--dictionary", "none"], "no dictionary 'none'"),
         (["--norms", "none.csv"], "no file of word ratings"),
         (["--clusters", "none.json"], "no file of clusters"),
+        (["--clusters", "."], "no file of clusters"),
     ],
 )
 def test_bad_requests_are_one_sentence(
@@ -227,6 +228,7 @@ def test_bad_requests_are_one_sentence(
     [
         ("{", "no valid JSON"),
         ("[1]", "not of the shape"),
+        ('{"a": [["amber"]]}', "not of the shape"),
         ('{"a": ["mica"]}', "unknown concept 'mica'"),
         ('{"a": ["amber"], "b": ["amber"]}', "names twice 'amber'"),
     ],

@@ -29,8 +29,8 @@ HOW = [
     "texts; several by their mean rank (or summed, each of length one). Pooled by the mean over all tokens but the first.",
     "Numbers are read by ridge regression and scored by Pearson's r on the test rows; classes by logistic regression, one label "
     "against the rest, and AUROC. Single features and dimensions may have either sign.",
-    "Intervals: 95 %, bootstrap over test rows (over the dialogues or topics they are of, where the split is by these), the same resamples for every method; minus_tfidf_interval is that of the "
-    "difference from TF-IDF fitted on the same rows.",
+    "Intervals: 95 %, bootstrap over test rows (over the dialogues or topics they are of, where the split is by these), the "
+    "same resamples for every method; minus_tfidf_interval is that of the difference from TF-IDF fitted on the same rows.",
 ]
 
 

@@ -33,8 +33,10 @@ DOSES, P99_DOSES = (0.05, 0.1, 0.2, 0.4), (1.0, 2.0, 4.0)
 CHOOSING, REPORTING = (6, 3), (8, 4)
 """scenarios and neutral texts in each half"""
 NEUTRAL_TOKENS = 32
-RANDOM, MATCHES = 20, 2
-"""random directions; matched features of each concept's feature"""
+CONTROLS_EACH = 2
+"""random directions, and matched features of each concept's feature, a concept"""
+UNSCREENED = ("single chosen", "dense")
+"""what is compared with these controls, which no screen chose either"""
 CONFUSED = 2
 """texts of the table of all concepts"""
 CONFUSED_AT = 0.1
@@ -54,7 +56,7 @@ def scenarios_by_concept() -> dict[str, list[str]]:
 
 
 def halves(found: Bench, scenarios: dict[str, list[str]]) -> tuple[Texts, Texts]:
-    """The choosing and the reporting texts. Each emotion's scenarios lie in both halves, each text in one of them."""
+    """The choosing and the reporting texts, dealt turn by turn over the emotions; no text is in both."""
     rng = np.random.default_rng([SEED, 1])
     names = list(scenarios)
     dealt = [[(c, text) for text in rng.permutation(scenarios[name])] for c, name in enumerate(names)]
@@ -126,15 +128,17 @@ def _run(
     return {name: change_TJPW[:, n * count : (n + 1) * count] for n, name in enumerate(lines)}
 
 
-def _controls(steering: Steering, singles: list[int]) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
-    """Random directions, and the matched features of each concept's own."""
-    found = steering.found
-    matches = matched(found.dictionary, found.scale, singles, found.free, MATCHES)
+def _controls(steering: Steering, singles: list[int]) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray]]:
+    """Random directions and features matched with each concept's own; and whose they are. Nothing chose among them."""
+    found, count = steering.found, len(singles)
+    matches = matched(found.dictionary, found.scale, singles, found.free, CONTROLS_EACH)
     every = [[int(feature)] for some in matches for feature in some]
-    return (
-        {"random": random_units(RANDOM, found.dictionary.d_in, SEED), "matched": _units(steering, every)},
-        [some.tolist() for some in matches],
-    )
+    random_KD = random_units(CONTROLS_EACH * count, found.dictionary.d_in, SEED)
+    owners = {
+        "random": np.repeat(np.arange(count), CONTROLS_EACH),
+        "matched": np.array([c for c, some in enumerate(matches) for _ in some], np.int64),
+    }
+    return {"random": random_KD, "matched": _units(steering, every)}, owners
 
 
 def _fluency(steering: Steering, lines: dict[str, torch.Tensor], at: int) -> dict[str, Any]:
@@ -206,11 +210,13 @@ def _confusion(steering: Steering, texts: Texts, features: list[int], picture: P
             family[int(row.argmax())] is not None and family[int(row.argmax())] == family[c]
             for c, row in enumerate(centred_CC)
         ]
+        kin_chance = np.mean([family.count(one) / len(family) if one is not None else 0 for one in family])
         result[name] = {
             "share_whose_word_rises_most": float((raw_rank_C == 1).mean()),
             "share_less_what_all_raise": float((rank_C == 1).mean()),
             "median_rank_less_what_all_raise": float(np.median(rank_C)),
             "share_whose_family_rises_most": float(np.mean(kin)),
+            "share_whose_family_rises_most_by_chance": float(kin_chance),
             "concepts": {
                 one.name: {
                     "rank": int(rank_C[c]),
@@ -250,15 +256,18 @@ def measured(asked: Asked) -> dict[str, Any]:
     }
     found_all = _run(steering, "report", reporting, lines, "all")
     own = {name: own_change(change, reporting) for name, change in found_all.items()}
-    reported = {name: score(one) for name, one in own.items()}
+    # The best of dozens of tries has no p against the chance of one.
+    reported = {
+        name: {key: value for key, value in score(one).items() if "screened" not in name or key != "p_against_chance"}
+        for name, one in own.items()
+    }
     names = {kind: name for kind, (name, _) in chosen.items()}
     singles = [some[0] for some in picks[names["single"].removeprefix("single ")]]
-    controls, matches = _controls(steering, singles)
+    controls, owners = _controls(steering, [some[0] for some in picks["chosen"]])
     ran = {
         kind: steering.changes(kind, reporting, unit_KD, steering.lengths(len(unit_KD)))
         for kind, unit_KD in controls.items()
     }
-    owners_K = np.array([c for c, some in enumerate(matches) for _ in some])
     some = {name: lines[name] for name in names.values()}
     prompt_alone = {
         name: score(own_change(change, reporting))
@@ -289,8 +298,8 @@ def measured(asked: Asked) -> dict[str, Any]:
         "choosing": choose,
         "text_alone": prompt_alone,
         "in_own_99th_percentiles": _in_p99(steering, reporting, singles),
-        "controls": against_controls(reporting, {name: own[name] for name in names.values()}, ran, owners_K),
-        "trends": trends(reporting, found_all[names["single"]], ran, steering.names, DOSES),
+        "controls": against_controls(reporting, {name: own[name] for name in UNSCREENED}, ran, owners),
+        "trends": {UNSCREENED[0]: trends(reporting, found_all[UNSCREENED[0]], ran, steering.names, DOSES)},
         "words": {name: own[name][:, chosen[kind][1]].round(4).tolist() for kind, name in names.items()},
         "fluency": _fluency(
             steering, some | {kind: unit_KD[:FLUENT] for kind, unit_KD in controls.items()}, chosen["single"][1]
@@ -302,8 +311,11 @@ def measured(asked: Asked) -> dict[str, Any]:
 
 
 def _in_p99(steering: Steering, texts: Texts, singles: list[int]) -> dict[str, Any]:
-    """The single features again, each dosed by its own 99th percentile."""
+    """The single features again, each dosed by its own 99th percentile; nothing where one is silent in the general text."""
     found = steering.found
+    silent = [feature for feature in singles if not found.scale.active_F[feature]]
+    if silent:
+        return {"skipped": f"feature {silent[0]} never fires in the general text"}
     own = [of_features(found.dictionary, found.scale, [feature], "p99") for feature in singles]
     length_CP = np.array([[dose * one.length for dose in P99_DOSES] for one in own])
     change = steering.changes("own percentiles", texts, torch.stack([one.unit_D for one in own]), length_CP)

@@ -34,13 +34,17 @@ def hits(change_CPW: np.ndarray) -> np.ndarray:
     return np.asarray(change_CPW.argmax(2) == np.arange(len(change_CPW))[:, None])
 
 
+def rise(change_XW: np.ndarray, concept: int) -> np.ndarray:
+    """A concept's word over the mean of the others, nats: X x W -> X."""
+    return np.asarray(change_XW[..., concept] - np.delete(change_XW, concept, axis=-1).mean(-1))
+
+
 def score(change_CPW: np.ndarray) -> dict[str, Any]:
     """The score at every dose, and what lies beside it."""
     own_CP = change_CPW[np.arange(len(change_CPW)), :, np.arange(len(change_CPW))]
     hits_CP = hits(change_CPW)
     # A word that rises whatever is added: what the concepts have in common is taken off every word.
     centred_CP = hits(change_CPW - change_CPW.mean(0))
-    others_CP = (change_CPW.sum(2) - own_CP) / (change_CPW.shape[2] - 1)
     counts, concepts = hits_CP.sum(0), len(hits_CP)
     intervals = [binomtest(int(k), concepts).proportion_ci(method="wilson") for k in counts]
     return {
@@ -49,7 +53,7 @@ def score(change_CPW: np.ndarray) -> dict[str, Any]:
         "p_against_chance": [float(binomtest(int(k), concepts, 1 / concepts, "greater").pvalue) for k in counts],
         "share_less_what_all_raise": centred_CP.mean(0).tolist(),
         "mean_rank": (1 + (change_CPW > own_CP[:, :, None]).sum(2)).mean(0).tolist(),
-        "mean_rise_over_the_others_nats": (own_CP - others_CP).mean(0).tolist(),
+        "mean_rise_over_the_others_nats": np.mean([rise(one, c) for c, one in enumerate(change_CPW)], axis=0).tolist(),
         "own_word_rises_at_all": (own_CP > 0).mean(0).tolist(),
     }
 
@@ -65,28 +69,29 @@ def best(found: dict[str, dict[str, Any]]) -> tuple[str, int]:
 
 
 def against_controls(
-    texts: Texts, own: dict[str, np.ndarray], controls: dict[str, np.ndarray], owners_K: np.ndarray
+    texts: Texts, own: dict[str, np.ndarray], controls: dict[str, np.ndarray], owners: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """The controls' own scores, and where each concept's rise lies among theirs."""
+    """The controls' own scores, each as steered towards its owner's word, and where each concept's rise lies among theirs."""
     count = len(next(iter(own.values())))
     rises = {}
     for kind, change_TKPW in controls.items():
         by_concept = []
         for c in range(count):
             mean_KPW = change_TKPW[texts.counting(c)].mean(0)
-            by_concept.append((mean_KPW[..., c] - np.delete(mean_KPW, c, axis=2).mean(2), mean_KPW.argmax(2) == c))
+            by_concept.append((rise(mean_KPW, c), mean_KPW.argmax(2) == c))
         rises[kind] = [np.stack(one) for one in zip(*by_concept, strict=True)]  # C x K x P each
     most_CP = np.maximum(*(rise_CKP.max(1) for rise_CKP, _ in rises.values()))
     found: dict[str, Any] = {
-        # Every random direction counts for every concept; a matched one for the concept of its feature.
-        "random_share_whose_word_rises_most": rises["random"][1].mean((0, 1)).tolist(),
-        "matched_share_whose_word_rises_most": rises["matched"][1][owners_K, np.arange(len(owners_K))].mean(0).tolist(),
-        "random_directions": rises["random"][0].shape[1],
-        "matched_features": len(owners_K),
+        **{
+            f"{kind}_share_whose_word_rises_most": rises[kind][1][of_K, np.arange(len(of_K))].mean(0).tolist()
+            for kind, of_K in owners.items()
+        },
+        "random_directions": len(owners["random"]),
+        "matched_features": len(owners["matched"]),
         "mean_rise_over_the_others_nats": {kind: one[0].mean((0, 1)).tolist() for kind, one in rises.items()},
     }
     for name, change_CPW in own.items():
-        own_CP = np.stack([change_CPW[c, :, c] - np.delete(change_CPW[c], c, axis=1).mean(1) for c in range(count)])
+        own_CP = np.stack([rise(change_CPW[c], c) for c in range(count)])
         found[f"share_of_concepts_above_every_control {name}"] = (own_CP > most_CP).mean(0).tolist()
     return found
 
@@ -101,11 +106,10 @@ def trends(
     for c, name in enumerate(names):
         counts_T = texts.counting(c)
 
-        def rise(change_XPW: np.ndarray, c: int = c) -> np.ndarray:
-            found_XP = change_XPW[..., c] - np.delete(change_XPW, c, axis=-1).mean(-1)
-            return np.insert(found_XP, 0, 0.0, axis=-1)
-
-        found = trend(dose_P, rise(change_TCPW[counts_T, c]), rise(both_TKPW[counts_T].mean(0)))
+        risen, controls_risen = (
+            np.insert(rise(one, c), 0, 0.0, axis=-1) for one in (change_TCPW[counts_T, c], both_TKPW[counts_T].mean(0))
+        )
+        found = trend(dose_P, risen, controls_risen)
         rows[name] = found._asdict()
     return {
         "test": next(iter(rows.values()))["test"],

@@ -34,7 +34,7 @@ from sae_emotions.causal.tables import Collateral, Outcome, empty_summary, rule_
 from sae_emotions.causal.texts import Firing, choose, scan, strongest
 from sae_emotions.causal.verdict import Judged, Screening, judge
 from sae_emotions.config import RunConfig
-from sae_emotions.progress import Progress
+from sae_emotions.progress import Progress, say
 from sae_emotions.sources.models import load_model
 from sae_emotions.upper import Upper
 
@@ -260,8 +260,12 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
             write_tables(folder, material, None)
             write_json(folder / "summary.json", empty_summary(config.ablate, time.perf_counter() - started))
         return out
-    # In bfloat16 logits are rounded to a hundred times what a removal changes.
-    model = load_model(config.model, torch.float32)
+    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+    if dtype == torch.bfloat16:
+        say(
+            "model.dtype is bfloat16: logits are rounded to .06 and more, and most effects are smaller; `auto` tests in float32."
+        )
+    model = load_model(config.model, dtype)
     upper = Upper(model.model, material.dictionary.block)
     tree = word_tree(model.tokenizer, material.concepts.readout, [one.word for one in material.concepts.concepts])
     families = [concept.family for concept in material.concepts.concepts]

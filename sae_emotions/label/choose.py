@@ -46,9 +46,10 @@ def topic_folds(panels: tuple[Panel, Panel], folds: int) -> dict[str, int]:
 def chosen(
     ranks_TF: np.ndarray, panels: tuple[Panel, Panel], resid_TD: np.ndarray, settings: LabelConfig
 ) -> np.ndarray:
-    """Each concept's feature, by the labelling rule on these panels alone. (C,)"""
+    """Each concept's feature, by the labelling rule on these panels alone; a register alone may stand there twice. (C,)"""
     near = neighbours(difference_of_means(resid_TD, panels), settings.own)
-    totals, moments = zip(*((sums(ranks_TF, whole), ranked(ranks_TF, whole)) for whole in panels), strict=True)
+    some = panels[:1] if panels[0] is panels[1] else panels
+    totals, moments = zip(*((sums(ranks_TF, whole), ranked(ranks_TF, whole)) for whole in some), strict=True)
     return choose(totals, moments, near, settings.apart).feature_C
 
 

@@ -81,11 +81,11 @@ class Outcome(NamedTuple):
 
 
 def choose(totals: Sequence[Sums], moments: Sequence[Ranked], near: Neighbours, apart: float) -> Choice:
-    """Each feature's concept by AUROC, and each concept's feature by strength, in both registers' selection panels."""
-    first_CF, second_CF = (mean_auroc(total, len(near.eigen_C)) for total in totals)
+    """Each feature's concept by AUROC, and each concept's feature by strength, in the panels of one or two registers."""
+    auroc = [mean_auroc(total, len(near.eigen_C)) for total in totals]
     noise_2F = np.stack([_noise(total, moment) for total, moment in zip(totals, moments, strict=True)])
-    strength_CF = strength(first_CF, second_CF, noise_2F, near, apart)
-    mean_CF = (first_CF + second_CF) / 2
+    strength_CF = strength(auroc[0], auroc[1] if len(auroc) > 1 else None, noise_2F, near, apart)
+    mean_CF = np.mean(auroc, axis=0)
     # By cross-validation neighbours help to find a concept's feature. A feature's concept they do not: they hide one that reads
     # a single word.
     concept_F, feature_C = mean_CF.argmax(0), strength_CF.argmax(1)

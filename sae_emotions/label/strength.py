@@ -11,8 +11,9 @@ y_rfc the AUROC less .5 of feature f for concept c in register r, averaged over 
 
 K = o I + (1 - o) S, where S holds the cosines of the concepts' difference-of-means vectors on the same texts. t_f is estimated
 feature by feature from the product of its two registers, in which e has no part; o and w are settings, chosen by
-cross-validation over selection topics. All concepts have the same v, so that in the eigenvectors of K the posterior mean of
-m + (d_1 + d_2) / 2 is a weight for each register and eigenvalue.
+cross-validation over selection topics. Where there is one register alone, t_f is what its squares leave beyond e. All concepts
+have the same v, so that in the eigenvectors of K the posterior mean of m + (d_1 + d_2) / 2 is a weight for each register and
+eigenvalue.
 """
 
 from typing import NamedTuple
@@ -39,14 +40,20 @@ def neighbours(dense_CD: np.ndarray, own: float) -> Neighbours:
 
 
 def strength(
-    first_CF: np.ndarray, second_CF: np.ndarray, noise_2F: np.ndarray, near: Neighbours, apart: float
+    first_CF: np.ndarray, second_CF: np.ndarray | None, noise_2F: np.ndarray, near: Neighbours, apart: float
 ) -> np.ndarray:
     """Posterior mean of the AUROC less .5, mean of both registers. (C, F), float32.
 
-    `first_CF`, `second_CF`: AUROC; `noise_2F`: variance of one concept's AUROC if the feature read nothing; `apart`: w.
+    `first_CF`, `second_CF`: AUROC (None: there is one register alone); `noise_2F`: variance of one concept's AUROC if the
+    feature read nothing; `apart`: w.
     """
     out_CF = np.empty_like(first_CF, np.float32)
     basis_CC, eigen_C1 = near.basis_CC.astype(np.float32), near.eigen_C[:, None].astype(np.float32)
+    if second_CF is None:
+        away_CF, noise_F = (first_CF - 0.5).astype(np.float32), (noise_2F[0] + 1e-9).astype(np.float32)
+        shared_CF = eigen_C1 * np.maximum(((away_CF**2).mean(0) - noise_F) / np.float32(1 + apart), np.float32(_LEAST))
+        weight_CF = shared_CF * np.float32(1 + apart / 2) / (shared_CF * np.float32(1 + apart) + noise_F)
+        return np.asarray(basis_CC @ (weight_CF * (basis_CC.T @ away_CF)), np.float32)
     for start in range(0, out_CF.shape[1], _CHUNK):
         some = slice(start, start + _CHUNK)
         first, second = first_CF[:, some] - np.float32(0.5), second_CF[:, some] - np.float32(0.5)

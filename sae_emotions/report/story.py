@@ -164,6 +164,12 @@ def _grain(numbers: Row) -> list[str]:
     if grains:
         parts = [f"{n:,} with {GRAINS[kind]}" for kind, n in sorted(grains.items()) if kind in GRAINS]
         lines.append(f"Each is labelled with the smallest thing that explains it: {listed(parts)}.")
+    untold = numbers.get("concepts_not_told_from_siblings")
+    if untold:
+        lines.append(
+            f"For {untold:,} of those with one concept neither its family nor a norm holds as a whole, but the concept is not "
+            "told from its siblings either."
+        )
     explained = {name: n for name, n in (numbers["explained_by"] or {}).items() if n and name in CONTROLS}
     if explained:
         parts = [f"{CONTROLS[name]} ({n:,})" for name, n in explained.items()]
@@ -226,9 +232,10 @@ def causal(found: Causal) -> list[str]:
         f"removing matched unlabelled features lowers them.{same}"
     )
     if numbers["below_most_controls"] is not None:
+        which = "the controls that the screen would choose too" if numbers["left_out"] else "the held-back controls"
         lines.append(
             f"As a group, {numbers['below_most_controls']:.0%} of the tested features lie below the 5th percentile of "
-            "the held-back controls' z, where chance would put 5%."
+            f"{which}, where chance would put 5%."
         )
     strongest = [one for one in found.verdicts if one["verdict"] == "causal"][:4]
     if strongest:
@@ -276,9 +283,9 @@ def _screen(found: Causal) -> list[str]:
         )
     if found.summary.get("left_out") and screen.get("controls_let_through"):
         lines.append(
-            "The features tested are those that the screen finds strongest, so their share speaks for them alone. Of the "
-            f"matched controls that it finds as strong, {screen['controls_let_through_confirmed']:,} of "
-            f"{screen['controls_let_through']:,} would be causal by the same rule."
+            "The features tested are those that the screen finds strongest, and this choice is part of the test: the others "
+            "count as tested and not shown, and controls go through the same screen. It would choose "
+            f"{screen['controls_let_through']:,} of them, of which {screen['controls_let_through_confirmed']:,} would be causal."
         )
     if fewer:
         lines.append(

@@ -60,7 +60,10 @@ def label_numbers(labels: Labels) -> dict[str, Any]:
             value = mean(one[f"{baseline}_{cell}"] for one in labels.concepts)
             found |= {f"{baseline}_auroc_{cell}": value, f"{baseline}_{cell}": value}
     found |= {key: value for key, value in labels.summary.items() if key.endswith("_interval")}
-    found |= {key: labels.summary.get(key) for key in ("hypotheses", "grain", "given_grain", "explained_by")}
+    found |= {
+        key: labels.summary.get(key)
+        for key in ("hypotheses", "grain", "given_grain", "concepts_not_told_from_siblings", "explained_by")
+    }
     found["permutations_with_any_label"] = labels.null.get("permutations_with_any_label")
     found["null_features"] = labels.null.get("mean_labelled_features")
     found["null_confirmed_concepts"] = labels.null.get("mean_confirmed_concepts")

@@ -9,10 +9,11 @@ import torch
 from sae_emotions.artefact import read_json
 from sae_emotions.causal.material import dense_vectors
 from sae_emotions.causal.readouts import WordTree, word_tree
-from sae_emotions.concepts.concept_set import ConceptSet, load_concepts
+from sae_emotions.concepts.concept_set import ConceptSet, concept_named, load_concepts
 from sae_emotions.config import RunConfig
 from sae_emotions.dictionary.encode import Dictionary, load_dictionary
 from sae_emotions.errors import UserError
+from sae_emotions.harvest.plan import special_ids
 from sae_emotions.run_folder import config_of
 from sae_emotions.schema import read_table
 from sae_emotions.sources.chat import render_chat
@@ -45,11 +46,8 @@ class Bench(NamedTuple):
         return word_tree(self.model.tokenizer, self.concepts.readout if readout is None else readout, given)
 
     def number(self, concept: str) -> int:
-        """Number of a concept. Raises `UserError` where the set has none of this name."""
-        for number, one in enumerate(self.concepts.concepts):
-            if one.name == concept:
-                return number
-        raise UserError(f"There is no concept '{concept}' in this run; sae-emotions find suggests names.")
+        """Number of the concept of this name or word. Raises `UserError` where the set has none."""
+        return self.concepts.concepts.index(concept_named(self.concepts, concept))
 
 
 def bench(run: str | Path, dictionary: str | None = None, seed: int = 0) -> Bench:
@@ -98,6 +96,6 @@ def prompt_ids(model: Model, prompt: str, raw: bool) -> list[int]:
     if not raw and getattr(model.tokenizer, "chat_template", None):
         text = render_chat([{"role": "user", "content": prompt}], model.tokenizer, "The prompt", reply=True)
     ids: list[int] = model.tokenizer(text)["input_ids"]
-    if len(ids) < 2:
+    if not set(ids[1:]) - set(special_ids(model.tokenizer)):
         raise UserError("The prompt is shorter than two tokens, and the first is never steered; give a longer one.")
     return ids

@@ -173,6 +173,8 @@ def _checked(
     tokens: int,
     controls: int,
     temperature: float,
+    seed: int,
+    readout: str | None,
 ) -> list[str]:
     if unit not in DOSES or positions not in ("all", "prompt"):
         raise UserError("A dose is counted in 'norm' or 'p99', and what is steered is 'all' or 'prompt'.")
@@ -182,6 +184,10 @@ def _checked(
         raise UserError("A dose must be a number other than 0 (which is the model itself), and none may come twice.")
     if tokens < 1 or controls < CONTROLS or not 0 <= temperature < math.inf:
         raise UserError(f"Give at least 1 token and {CONTROLS} controls, and a temperature of 0 or more.")
+    if seed < 0:
+        raise UserError("A seed is a whole number from 0 up.")
+    if readout is not None and not readout.strip():
+        raise UserError("The readout prompt is empty; give a text that a word can follow.")
     return [prompts] if isinstance(prompts, str) else list(prompts)
 
 
@@ -211,7 +217,7 @@ def steer(
     folder saves loading it again. Raises `UserError` for bad input.
     """
     chosen = DOSES.get(unit, (1.0,)) if doses is None else doses
-    asked = _checked(prompts, features, chosen, unit, positions, tokens, controls, temperature)
+    asked = _checked(prompts, features, chosen, unit, positions, tokens, controls, temperature, seed, readout)
     found = run if isinstance(run, Bench) else bench(run, dictionary, seed)
     own = of_features(found.dictionary, found.scale, features, unit)
     labels = tuple(found.labels[feature] for feature in features)

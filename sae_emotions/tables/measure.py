@@ -232,7 +232,7 @@ def _resampled(rows: Rows, one: Scored, seed: int) -> np.ndarray:
 def _as_figures(
     rows: Rows, one: Scored, values_TL: np.ndarray, resampled: dict[str, np.ndarray], name: str
 ) -> dict[str, Any]:
-    """macro: mean strength over labels; interval: 95 %, over groups of test rows; labels: each one's; minus_tfidf: on the same labels."""
+    """macro: mean strength over labels; interval: 95 %, over groups of rows; labels: each one's; minus_tfidf: likewise."""
     strength_L = strength(rows.kind, one.scores_TL, values_TL[:, one.label_L])
     figures: dict[str, Any] = {
         "macro": round(float(strength_L.mean()), 4),

@@ -76,11 +76,12 @@ def read_clusters(path: Path, concepts: ConceptSet) -> dict[str, list[str]]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"There is no file of clusters {path}; give a JSON of {{name: [concept, ...]}}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is no valid JSON; give {{name: [concept, ...]}}.") from None
-    if not isinstance(found, dict) or not all(isinstance(members, list) for members in found.values()):
+    shaped = isinstance(found, dict) and all(isinstance(members, list) for members in found.values())
+    if not shaped or not all(isinstance(member, str) for members in found.values() for member in members):
         raise UserError(f"{path} is not of the shape {{name: [concept, ...]}}; correct it.")
     names, seen = {one.name for one in concepts.concepts}, set()
     for member in (one for members in found.values() for one in members):

@@ -10,6 +10,8 @@ Everything is made from the selection stories, neutral texts and probe sets; the
 Shapes: C concepts, D residual width, L labelled concepts.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,13 +126,18 @@ def _inputs(
     )
 
 
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _made_from(run: Path, asked: Inputs) -> dict[str, Any]:
     name = asked.dictionary
     return {
         "config": config_hash(asked.config),
         "concepts": asked.concepts.sha256,
         "blocks": asked.blocks,
-        "ratings": {one.name: {d: len(rated) for d, rated in one.ratings.items()} for one in asked.norms},
+        "ratings": {one.name: _digest(one.ratings) for one in asked.norms},
+        "probes": _digest(asked.probes),
         "clusters": asked.clusters,
         "dictionary": name,
         "labels": name and sha256_file(run / "labels" / name / "features.parquet"),
