@@ -27,7 +27,7 @@ def headline(results: dict[str, Any]) -> str:
     found = (
         f"On SmolLM2-135M-Instruct, block {one['block']}, a dictionary of {one['d_sae']:,} features trained on "
         f"{tokens:,} tokens of reviews and prose and on the selection set's stories: **{labels['features']} features "
-        f"labelled** ({_grains(labels)}) at a false discovery rate of 5 % over the {labels['hypotheses']['tested']:,} "
+        f"labelled**, {_grains(labels)}, at a false discovery rate of 5 % over the {labels['hypotheses']['tested']:,} "
         f"concepts, families and norms tested, of which {labels['hypotheses']['passed']:,} pass; "
         f"**{labels['confirmed_concepts']} of 171 concepts confirmed** by their one chosen feature; of "
         f"{labels['permutations']} permutations of the labels within topics, {labels['permutations_with_any_label']} let the "
@@ -52,7 +52,7 @@ def headline(results: dict[str, Any]) -> str:
 def _grains(labels: dict[str, Any]) -> str:
     found, untold = labels["grain"], labels["concepts_not_told_from_siblings"]
     names = {
-        "concept": f"with one concept, {untold} of them not told from its siblings",
+        "concept": f"with one concept ({untold} of them not told from its siblings)",
         "family": "with a family",
         "norm": "with valence or arousal alone",
     }

@@ -32,12 +32,15 @@ from sae_emotions.steering.steer import steer
 from sae_emotions.steering.trend import share_as_high, trend
 from sae_emotions.steering.words import Positions, site, word_changes
 from tests.planted import BLOCK, D, truth
-from tests.planted_words import CONCEPTS, neutral_texts
+from tests.planted_words import CONCEPTS, FILLER, neutral_texts
 
 TRUTH = truth()
 NAME = "planted"
 CAUSAL, UNREAD, BYSTANDER = (TRUTH.feature[name] for name in ("amber", "lazurite", "heliodor"))
 pytestmark = pytest.mark.slow
+
+
+PROMPT = " ".join(FILLER[:3])
 
 
 def steered(*given, **named) -> Any:
@@ -265,7 +268,8 @@ def test_an_unlabelled_feature_has_no_target_unless_one_is_named(ready):
         ({"features": []}, "at least one feature"),
         ({"features": [1, 1]}, "none twice"),
         ({"prompts": "  "}, "The prompt is empty"),
-        ({"prompts": "befulu"}, "shorter than two tokens"),
+        ({"prompts": FILLER[0]}, "shorter than two tokens"),
+        ({"prompts": "unheardof words"}, "shorter than two tokens"),  # special tokens, which are never steered
         ({"prompts": []}, "There is no prompt"),
         ({"doses": [0.1, math.nan]}, "A dose must be a number"),
         ({"doses": [0.0]}, "other than 0"),
@@ -279,7 +283,7 @@ def test_an_unlabelled_feature_has_no_target_unless_one_is_named(ready):
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(ready, wrong, sentence):
-    asked = {"prompts": "befulu dota pepe", "features": [CAUSAL], **wrong}
+    asked = {"prompts": PROMPT, "features": [CAUSAL], **wrong}
     with pytest.raises(UserError, match=sentence):
         steered(ready, **asked)
 
@@ -289,15 +293,15 @@ def test_a_run_without_labels_is_refused(run, tmp_path):
 
     copytree(run, tmp_path / "run", ignore=lambda folder, names: {"labels"} & set(names))
     with pytest.raises(UserError, match="run the label stage first"):
-        sae_emotions.steer(tmp_path / "run", "befulu dota", [CAUSAL])
+        sae_emotions.steer(tmp_path / "run", PROMPT, [CAUSAL])
     with pytest.raises(UserError, match="There is no dictionary 'other'"):
-        sae_emotions.steer(run, "befulu dota", [CAUSAL], dictionary="other")
+        sae_emotions.steer(run, PROMPT, [CAUSAL], dictionary="other")
 
 
 def test_the_command_prints_a_table_json_and_a_picture(run, tmp_path, capsys):
     asked = [
         "steer",
-        "befulu dota pepe",
+        PROMPT,
         "--run",
         str(run),
         "--feature",
@@ -341,15 +345,15 @@ def test_the_evaluation_counts_the_words_that_rise_most(run, monkeypatch):
         assert causal <= share <= causal + 2 / len(names)
     assert found["reported"]["dense"]["share_whose_word_rises_most"] == [1, 1]
     assert found["chosen"]["single"]["line"].startswith("single ")
-    np.testing.assert_allclose(found["controls"]["random_share_whose_word_rises_most"], chance, atol=0.05)
+    assert found["controls"]["random_directions"] == found["controls"]["matched_features"] == 2 * len(names)
+    assert max(found["controls"]["random_share_whose_word_rises_most"]) < 0.3
     assert found["controls"]["share_of_concepts_above_every_control dense"] == [1, 1]
     assert found["all_concepts"]["dense"]["share_whose_word_rises_most"] > 0.4
     assert (run / "validity" / "steering.png").is_file()
-    assert (
-        found["trends"]["concepts"]["amber"]["p_controls"]
-        < 0.05
-        < found["trends"]["concepts"]["heliodor"]["p_controls"]
-    )
+    trends = found["trends"]["single chosen"]["concepts"]
+    assert trends["amber"]["p_controls"] < 0.05 < trends["heliodor"]["p_controls"]
+    reported = found["reported"]
+    assert "p_against_chance" in reported["single chosen"] and "p_against_chance" not in reported["single screened"]
 
 
 def test_a_set_without_the_scenarios_concepts_is_skipped(run):

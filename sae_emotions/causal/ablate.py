@@ -292,7 +292,7 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     before = upper.block_tokens
     same_texts = _same_texts(config, material, upper, tree, design, measured, pool)
     spent |= {"neutral texts": on_neutral, "comparison with first order": upper.block_tokens - before}
-    cost = counted(runs.unshared + collateral.positions, runs.whole, upper.last + 1, spent)
+    cost = counted(runs.unshared + collateral.positions, runs.whole + collateral.positions, upper.last + 1, spent)
     judged = _judged(config, design, found, len(material.own_F) - material.chosen)
     outcome = Outcome(config.ablate, entered.firing, uses, enough, design, found, *judged, collateral, screened)
     took = {
