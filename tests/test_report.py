@@ -308,7 +308,7 @@ def test_the_final_table_is_one_a_person_can_read(folder):
     lines = first.splitlines()
     assert lines[2].split() == ["concept", "feature", "AUROC", *CELLS, "q", "causal"]
     assert lines[4].split()[:2] == ["joyful", "8"] and lines[4].endswith("causal")
-    assert "5 labelled features on 4 concepts and 4 confirmed concepts of 6" in first
+    assert "5 labelled features, 4 concepts among them that pass by themselves, and 4 confirmed concepts of 6" in first
     assert "permuted labels give 0.05" in first and "2 of 4 tested features are causal, 0 of 16" in first
     assert "tested" not in second
     assert "… and 2 more" in final_table(folder, concepts=2)
@@ -343,7 +343,7 @@ def test_features_that_were_left_out_are_counted(fresh):
     write_json(where, read_json(where) | {"left_out": 7})
     text = Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
     assert "7 more were left out" in text
-    assert "Of the matched controls that it finds as strong, 2 of 12 would be causal" in " ".join(text.split())
+    assert "It would choose 12 of them, of which 2 would be causal" in " ".join(text.split())
     assert "7 were left out" in final_table(fresh)
     assert read_json(fresh / "summary.json")["dictionaries"][0]["causal"]["left_out"] == 7
 
