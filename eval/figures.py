@@ -97,7 +97,9 @@ def human(found: dict[str, Any]) -> str:
 
 
 def power(found: dict[str, Any]) -> str:
-    """What could have been found."""
+    """What could have been found; nothing where it was not measured."""
+    if "power" not in found:
+        return ""
     one = found["power"]
     cells = ", ".join(
         f"{cell['without_ties']:.2f} in the {name.removeprefix('held_out_')} register"
@@ -138,7 +140,9 @@ def _least(one: dict[str, Any]) -> str:
 
 
 def vectors(found: dict[str, Any]) -> str:
-    """Read-outs of valence and arousal, and clusters."""
+    """Read-outs of valence and arousal; nothing where they were not measured."""
+    if "vectors" not in found:
+        return ""
     one, lines = found["vectors"], []
     for name, dimensions in one["read_out_of_ratings"].items():
         for dimension, got in dimensions.items():
@@ -166,7 +170,9 @@ STEERED = {
 
 
 def steering(found: dict[str, Any]) -> str:
-    """Whose word rises most, dose by dose."""
+    """Whose word rises most, dose by dose; nothing where it was not measured."""
+    if "steering" not in found:
+        return ""
     one = found["steering"]
     doses, controls = one["doses_of_residual_norm"], one["controls"]
     heads = " | ".join(f"{dose:g}" for dose in doses)

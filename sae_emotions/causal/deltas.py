@@ -268,7 +268,9 @@ class Deltas:
             return [float(part.sum()) for part in np.split(kl_C, np.cumsum(counts)[:-1])]
 
         (base,) = self.threads.each(lambda slots: self.base(text, slots), [text.packed.stem])
-        return [one for some in self.threads.each(read, _batches(base, removals, None)) for one in some]
+        batches = list(_batches(base, removals, None))
+        self.block_tokens += sum(batch.block_tokens for batch in batches)
+        return [one for some in self.threads.each(read, batches) for one in some]
 
     def close(self) -> None:
         """Let the threads end."""
