@@ -180,15 +180,16 @@ def scale_z(axes: Axes, causal: Causal) -> None:
 
 
 def effect_histogram(axes: Axes, causal: Causal, palette: Palette) -> None:
-    """z of held-back controls, and of labelled features, each as a share of its own kind."""
+    """z of controls that were judged, and of labelled features, each as a share of its own kind."""
     largest = max([4.0, *(abs(z) for kind in ("feature", "control") for z in causal.z[kind])]) * 1.15
     inner = np.arange(-4, 4.001, 0.5)
     bins = np.linspace(-largest, largest, 49)
     if largest > 14 * 1.15:
         outer = np.geomspace(4, largest, 14)[1:]
         bins = np.concatenate([-outer[::-1], inner, outer])
+    controls = "controls screened alike" if causal.summary.get("left_out") else "matched controls"
     for kind, text, style in (
-        ("control", "matched controls", {"color": palette.null, "alpha": 0.55}),
+        ("control", controls, {"color": palette.null, "alpha": 0.55}),
         ("feature", "labelled features", {"color": palette.causal, "histtype": "step", "linewidth": 1.4}),
     ):
         z = causal.z[kind]
