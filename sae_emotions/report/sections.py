@@ -132,8 +132,9 @@ def _causal(causal: Causal, name: str) -> str:
     figure = ""
     if causal.tested:
         caption = (
-            "Above: the removal's effect on the concept's words, for labelled features and for controls matched "
-            "on the same texts and positions, where a screen chose the features those that it would choose too. Below: the strongest features by name and number."
+            "Above: the removal's effect on the concept's words, for labelled features and for controls matched on the same "
+            "texts and positions, where a screen chose the features those that it would choose too. Below: the strongest "
+            "features by name and number."
         )
         figure = html.figure(plots.effects(causal), f"{name}-c-", " ".join(lines), caption)
     header = ["feature", "label", "verdict", "texts", "effect", "z", "q", "own word's rank", "KL", "reason"]
