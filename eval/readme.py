@@ -45,7 +45,17 @@ def headline(results: dict[str, Any]) -> str:
     return found + (
         f"Of those that a first-order screen on selection texts ranks first, **{causal['confirmed']} of {causal['tested']} "
         f"tested are causal** ({causal['not_testable']} more could not be tested{left}), and {causal['controls_confirmed']} of "
-        f"{causal['controls_tested']:,} matched controls pass the same screen and test{group}.\n"
+        f"{causal['controls_tested']:,} matched controls pass the same screen and test{group}."
+        f"{_together(causal.get('joint') or {})}\n"
+    )
+
+
+def _together(joint: dict[str, Any]) -> str:
+    if not joint.get("tested"):
+        return ""
+    return (
+        f" All labelled features of a concept removed together are causal for **{joint['confirmed']} of {joint['tested']} "
+        f"concepts**, and {joint['control_groups_confirmed']} of {joint['control_groups_tested']} control groups."
     )
 
 
