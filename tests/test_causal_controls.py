@@ -138,9 +138,9 @@ def test_the_estimate_grows_with_features_texts_and_blocks():
     assert base < estimate(small, 200, (23, 7), 7e6, 57e6) < 2 * base
     assert 1.5 * base < estimate(large, 100, (23, 7), 7e6, 57e6) < 2 * base
     assert estimate(small, 100, (23, 14), 7e6, 57e6) > 1.6 * base
-    # What is left out of the test is screened all the same.
+    # What is left out of the test is screened all the same, and asks for further controls.
     some = small.model_copy(update={"features": 100})
-    assert base < estimate(some, 200, (23, 7), 7e6, 57e6) < estimate(small, 200, (23, 7), 7e6, 57e6)
+    assert base < estimate(some, 1000, (23, 7), 7e6, 57e6) < estimate(small, 1000, (23, 7), 7e6, 57e6)
 
 
 def test_as_many_controls_are_judged_as_were_asked_for_though_some_features_fall_out() -> None:

@@ -1,6 +1,6 @@
 """What the causal test costs: before anything is known but the model's shape, and what was counted in the end.
 
-The estimate is calibrated on the default run's dictionary, where 200 labelled features took 13,400 removals.
+The estimate is calibrated on the default run's dictionary, where 200 of 1,036 labelled features took 24,420 removals.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ SLOTS = 2.5  # positions a removal unembeds
 SHARED = 0.22  # runs of controls a pair of feature and control and text, since features share them
 NEUTRAL = 13  # positions a latent and neutral text: it is silent in two of three, and 40 follow where it fires
 DENSE = 0.65  # projections a feature and text, since features of one concept share them
-LET = 0.07  # further controls that the screen lets through
+LET = 0.09  # further controls that the screen lets through; hardly any is shared
 GROUPS = 0.2  # concepts with several labelled features, a labelled feature
 CONCEPTS = 0.27  # concepts with any, a labelled feature
 STORY = 125  # tokens of a text with the prompt
@@ -34,9 +34,9 @@ def estimate(
     below, above = blocks
     features = min(labelled, settings.features or labelled)
     each = controls_each(settings.controls, features)
-    pairs = features * (each + (LET * FURTHER * each / 2 if features < labelled else 0))
+    further = LET * FURTHER * each / 2 if features < labelled else 0
     removals = settings.max_texts * (
-        features * (1 + DENSE) + min(settings.random_directions, features) + SHARED * pairs
+        features * (1 + DENSE + SHARED * each + further) + min(settings.random_directions, features)
     )
     removals += (
         min(MOST, GROUPS * labelled) * TEXTS * (3 + CONTROL_GROUPS)
