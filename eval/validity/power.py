@@ -72,10 +72,8 @@ def measured(asked: Asked) -> dict[str, Any]:
     screened, passed = tested_and_passed(outcome, settings.q)
     needed = critical_p(screened, passed, settings.q)
     alive_F = (means.acts_TF > 0).any(0)
-    labelled, hosts = (
-        np.flatnonzero(outcome.labelled_F),
-        np.flatnonzero(alive_F & ~outcome.screened_F & ~outcome.labelled_F),
-    )
+    # What is labelled was screened.
+    labelled, hosts = np.flatnonzero(outcome.labelled_F), np.flatnonzero(alive_F & ~outcome.screened_F)
     unlabelled = np.sort(rng.choice(hosts, min(SAMPLE, len(hosts)), replace=False))
     some = np.sort(rng.choice(labelled, min(SAMPLE, len(labelled)), replace=False))
     pairs = {

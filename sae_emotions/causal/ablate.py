@@ -90,6 +90,7 @@ def _design(
     material: Material,
     profiles: dict[int, Profile],
     screened: Screened,
+    limit: float,
     entered: Entered,
     enough: np.ndarray,
     uses: list[np.ndarray],
@@ -98,19 +99,12 @@ def _design(
     rng = np.random.default_rng([config.seed, 1])
     settings, width = config.ablate, material.dictionary.d_in
     each = controls_each(settings.controls, len(enough))
-    chose = material.chosen < len(material.own_F)
-    count = each + (FURTHER * each // 2 if chose else 0)
+    count = each + (FURTHER * each // 2 if np.isfinite(limit) else 0)
     matches = match(entered.firing, material.norms_L, enough, uses, material.candidates_C, count)
-    limit = screened.of(material.own_F, material.latents_L[: len(material.own_F)])[1][: material.chosen].max()
-    cards = np.random.default_rng([config.seed, 3])
-    run = [
-        dealt(
-            one, screened.of(np.full(len(one.controls_K), own), material.latents_L[one.controls_K])[1], top, each, cards
-        )
-        for one, own, top in zip(
-            matches, material.own_F[enough], [limit if chose else np.inf] * len(enough), strict=True
-        )
-    ]
+    cards, run = np.random.default_rng([config.seed, 3]), []
+    for one, own in zip(matches, material.own_F[enough], strict=True):
+        _, score_K = screened.of(np.full(len(one.controls_K), own), material.latents_L[one.controls_K])
+        run.append(dealt(one, score_K, limit, each, cards))
     random_FD = torch.nn.functional.normalize(
         torch.from_numpy(rng.standard_normal((len(enough), width))).float(), dim=1
     )
@@ -165,13 +159,17 @@ def _measured(runner: Runner, tree: WordTree, design: Design, runs: int) -> tupl
 
 def _screened(
     config: RunConfig, material: Material, upper: Upper, tree: WordTree, profiles: dict[int, Profile]
-) -> tuple[Material, Screened]:
-    """Screen all labelled features; those to be tested come first in the material."""
+) -> tuple[Material, Screened, float]:
+    """Screen all labelled features; those to be tested come first in the material. With the highest score that is let through:
+    infinite where nothing is left out.
+    """
     found = screen(upper, tree, material, profiles, config.ablate.screen_texts)
     numbers_X = material.latents_L[: len(material.own_F)]
     score_X = found.of(material.own_F, numbers_X)[1]
     most = len(score_X) if config.ablate.features is None else min(len(score_X), config.ablate.features)
-    return material.ordered(chosen(score_X, most), most), found
+    order_X = chosen(score_X, most)
+    limit = float(score_X[order_X[:most]].max()) if most < len(score_X) else np.inf
+    return material.ordered(order_X, most), found, limit
 
 
 def _same_texts(
@@ -270,13 +268,13 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     tree = word_tree(model.tokenizer, material.concepts.readout, [one.word for one in material.concepts.concepts])
     families = [concept.family for concept in material.concepts.concepts]
     profiles = {int(own): profile_of(tree, families, material.dense_CD, int(own)) for own in np.unique(material.own_F)}
-    material, screened = _screened(config, material, upper, tree, profiles)
+    material, screened, limit = _screened(config, material, upper, tree, profiles)
     screening = upper.block_tokens
     pool = _pool(config, material)
     entered = _enter(upper, tree, material, pool)
     uses = _uses(entered.firing, material.chosen, config.ablate.max_texts)
     enough = np.array([f for f, texts in enumerate(uses) if len(texts) >= config.ablate.min_texts], dtype=np.int64)
-    design = _design(config, material, profiles, screened, entered, enough, [uses[f] for f in enough])
+    design = _design(config, material, profiles, screened, limit, entered, enough, [uses[f] for f in enough])
     entering = upper.block_tokens - screening
     runs = amount(design, tree)
     places = max(TOKENS, *(len(text.packed.ids_Q) for text in design.texts))
