@@ -1,6 +1,6 @@
 """The README's figures on validity, from eval/results/validity.json, which `python -m eval.validity --json` writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +45,33 @@ def read() -> dict[str, Any]:
     return found
 
 
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
 def transfer(found: dict[str, Any]) -> str:
     """Every method after every kind of training."""
     trained, further = found["run"]["transfer"]["trained_on"], found["transfer"]["trained_on"]
     columns = [(kind, cell) for kind, cells in trained.items() for cell in cells if kind == "both" or cell != "plain"]
-    heads = " | ".join(f"{'plain + literary' if kind == 'both' else kind} → {cell}" for kind, cell in columns)
-    lines = [f"| mean held-out AUROC, 171 concepts | {heads} |", "|---" * (len(columns) + 1) + "|"]
+    heads = [f"{'plain + literary' if kind == 'both' else kind} → {cell}" for kind, cell in columns]
+    rows = []
     for name, title in METHODS.items():
         own = [trained[kind][cell]["methods"].get(name) for kind, cell in columns]
         there = [
             one or further[kind][cell]["methods"].get(name) for one, (kind, cell) in zip(own, columns, strict=True)
         ]
         if all(there):
-            lines.append(f"| {title} | " + " | ".join(_with_interval(one) for one in there) + " |")
+            rows.append([title, *map(_with_interval, there)])
     single = {cell: one["methods"]["single"] for cell, one in trained["both"].items()}
     counts = ", ".join(
         f"{one['at_least_90']['raw']} in {cell} (expected after shrinkage {one['at_least_90']['expected']:.0f}, with "
         f"{one['features_at_least_90']} distinct features)"
         for cell, one in single.items()
     )
-    return "\n".join([*lines, "", f"Concepts that one feature reads at .9 or better: {counts}.", ""])
+    table = _table(["mean held-out AUROC, 171 concepts", *heads], rows)
+    return f"{table}\nConcepts that one feature reads at .9 or better: {counts}.\n"
 
 
 def _with_interval(one: dict[str, Any]) -> str:
@@ -74,14 +81,14 @@ def _with_interval(one: dict[str, Any]) -> str:
 
 def human(found: dict[str, Any]) -> str:
     """People's labels, set by set; nothing where no set was measured."""
-    sets = found.get("human", {}).get("sets")
+    sets = found["human"].get("sets")
     if not sets:
         return ""
-    lines = ["| | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
+    rows = []
     for name, title in TABLES.items():
         cells = [one["methods"].get(name, {}).get("macro") for one in sets.values()]
         if any(cell is not None for cell in cells):
-            lines.append(f"| {title} | " + " | ".join("–" if c is None else f"{c:.3f}" for c in cells) + " |")
+            rows.append([title, *("–" if c is None else f"{c:.3f}" for c in cells)])
     measures = ", ".join(
         f"{name} {one['measure']} over {one['methods']['tfidf']['labels_scored']} labels, {one['test_rows']:,} test rows"
         for name, one in sets.items()
@@ -91,15 +98,12 @@ def human(found: dict[str, Any]) -> str:
         for name, one in sets.items()
         if "zero_shot_dense" in one["methods"]
     )
-    return "\n".join(
-        [*lines, "", f"Macro means: {measures}; unchanged ones over the mapped labels alone ({mapped}).", ""]
-    )
+    table = _table(["mean over labels", *sets], rows)
+    return f"{table}\nMacro means: {measures}; unchanged ones over the mapped labels alone ({mapped}).\n"
 
 
 def power(found: dict[str, Any]) -> str:
-    """What could have been found; nothing where it was not measured."""
-    if "power" not in found:
-        return ""
+    """What could have been found."""
     one = found["power"]
     cells = ", ".join(
         f"{cell['without_ties']:.2f} in the {name.removeprefix('held_out_')} register"
@@ -140,23 +144,16 @@ def _least(one: dict[str, Any]) -> str:
 
 
 def vectors(found: dict[str, Any]) -> str:
-    """Read-outs of valence and arousal; nothing where they were not measured."""
-    if "vectors" not in found:
-        return ""
-    one, lines = found["vectors"], []
-    for name, dimensions in one["read_out_of_ratings"].items():
+    """Read-outs of valence and arousal."""
+    rows = []
+    for name, dimensions in found["vectors"]["read_out_of_ratings"].items():
         for dimension, got in dimensions.items():
             chosen, null = got["stories_and_block_chosen_within_folds"], got["r_beside_it"]["embedding-only null"]
-            lines.append(
-                f"| {dimension}, {name.replace('_', ' ')} (n = {got['n']}) | {got['r_block_chosen_within_folds']:.2f} | "
-                f"{chosen['r']:.2f} | {null['word embeddings']:.2f} | {got['target']:.2f} |"
-            )
-    head = (
-        "| ridge read-out, r | block chosen | block and stories chosen | words' embeddings | to reach |\n"
-        + "|---" * 5
-        + "|"
-    )
-    return "\n".join([head, *lines, ""])
+            numbers = (got["r_block_chosen_within_folds"], chosen["r"], null["word embeddings"], got["target"])
+            title = f"{dimension}, {name.replace('_', ' ')} (n = {got['n']})"
+            rows.append([title, *(f"{number:.2f}" for number in numbers)])
+    heads = ["ridge read-out, r", "block chosen", "block and stories chosen", "words' embeddings", "to reach"]
+    return _table(heads, rows)
 
 
 STEERED = {
@@ -170,18 +167,14 @@ STEERED = {
 
 
 def steering(found: dict[str, Any]) -> str:
-    """Whose word rises most, dose by dose; nothing where it was not measured."""
-    if "steering" not in found:
-        return ""
+    """Whose word rises most, dose by dose."""
     one = found["steering"]
     doses, controls = one["doses_of_residual_norm"], one["controls"]
-    heads = " | ".join(f"{dose:g}" for dose in doses)
-    lines = [f"| steered by, in units of the mean residual norm | {heads} |", "|---" * (len(doses) + 1) + "|"]
     rows = {title: one["reported"][name]["share_whose_word_rises_most"] for name, title in STEERED.items()}
     rows["matched unlabelled features"] = controls["matched_share_whose_word_rises_most"]
     rows["random directions"] = controls["random_share_whose_word_rises_most"]
-    lines += [f"| {title} | " + " | ".join(f"{share:.0%}" for share in shares) + " |" for title, shares in rows.items()]
-    return "\n".join([*lines, ""])
+    heads = ["steered by, in units of the mean residual norm", *(f"{dose:g}" for dose in doses)]
+    return _table(heads, [[title, *(f"{share:.0%}" for share in shares)] for title, shares in rows.items()])
 
 
 SHOWN = {
@@ -192,32 +185,36 @@ SHOWN = {
 
 def causal(found: dict[str, Any]) -> str:
     """What removal does beyond the word: counts of features and controls, and effects."""
-    one = found.get("causal", {})
+    one = found["causal"]
     rows = {title: one[key] for key, title in SHOWN.items() if "tested" in one.get(key, {})}
     rows |= {name: row for name, row in one.get("position", {}).items() if isinstance(row, dict)}
     if not rows:
         return ""
-    lines = [
-        "| readout | causal features | controls passing | below the controls' 5th percentile | dense vector's effect | "
-        "feature's (median) | control's |",
-        "|---" * 7 + "|",
+    heads = [
+        "readout",
+        "causal features",
+        "controls passing",
+        "below the controls' 5th percentile",
+        "dense vector's effect",
+        "feature's (median)",
+        "control's",
     ]
+    cells = []
     for title, row in rows.items():
         share = row.get("share_below_5th_percentile_of_controls")
-        effects = " | ".join(
-            "–" if row.get(key) is None else f"{row[key]:.2g}"
-            for key in ("median_effect_of_dense_vectors", "median_effect", "median_effect_of_controls")
+        counts = (
+            f"{row['confirmed']} of {row['tested']}",
+            f"{row['controls_confirmed']} of {row['controls_tested']:,}",
         )
-        lines.append(
-            f"| {title} | {row['confirmed']} of {row['tested']} | {row['controls_confirmed']} of {row['controls_tested']:,} | "
-            f"{'–' if share is None else f'{share:.0%}'} | {effects} |"
-        )
+        effects = [row.get(f"median_effect{of}") for of in ("_of_dense_vectors", "", "_of_controls")]
+        shown = ["–" if effect is None else f"{effect:.2g}" for effect in effects]
+        cells.append([title, *counts, "–" if share is None else f"{share:.0%}", *shown])
     against = ", ".join(
         f"{one[key]['first_order_against_exact']['rho']:.2f}"
         for key in SHOWN
         if one[key].get("first_order_against_exact", {}).get("rho") is not None
     )
-    return "\n".join([*lines, "", f"Rank correlation of these first-order effects with exact removals: {against}.", ""])
+    return f"{_table(heads, cells)}\nRank correlation of these first-order effects with exact removals: {against}.\n"
 
 
 COMPARED = {
@@ -228,27 +225,27 @@ COMPARED = {
 
 
 def stability(found: dict[str, Any]) -> str:
-    """Which labels are found again; nothing where it was not measured."""
-    if "stability" not in found:
-        return ""
-    lines = [
-        "| found again by | confirmed concepts (by chance) | labelled concepts (by chance) | concepts' AUROC, Spearman | "
-        "labelled features with a partner of cosine ≥ .7 | whose label is the same concept (by chance) |",
-        "|---" * 6 + "|",
+    """Which labels are found again."""
+    heads = [
+        "found again by",
+        "confirmed concepts (by chance)",
+        "labelled concepts (by chance)",
+        "concepts' AUROC, Spearman",
+        "labelled features with a partner of cosine ≥ .7",
+        "whose label is the same concept (by chance)",
     ]
+    rows = []
     for key, title in COMPARED.items():
         one = found["stability"][key]
-        shares = " | ".join(
-            f"{one[what]['share_found_again']:.0%} ({one[what]['share_found_again_by_chance']:.0%})"
-            for what in ("confirmed_concepts", "labelled_concepts")
-        )
-        own, same = one["partners_labels"], "share_of_labelled_with_the_same_concept"
-        lines.append(
-            f"| {title} | {shares} | {one['concept_auroc']['spearman']:.2f} | "
-            f"{one['features']['labelled']['share_with_partner']:.0%} | "
-            f"{own[same]:.0%} ({own[f'{same}_by_chance']:.0%}) |"
-        )
-    return "\n".join([*lines, ""])
+        sets = [_against_chance(one[f"{kind}_concepts"], "share_found_again") for kind in ("confirmed", "labelled")]
+        rho, partner = one["concept_auroc"]["spearman"], one["features"]["labelled"]["share_with_partner"]
+        same = _against_chance(one["partners_labels"], "share_of_labelled_with_the_same_concept")
+        rows.append([title, *sets, f"{rho:.2f}", f"{partner:.0%}", same])
+    return _table(heads, rows)
+
+
+def _against_chance(one: dict[str, Any], key: str) -> str:
+    return f"{one[key]:.0%} ({one[f'{key}_by_chance']:.0%})"
 
 
 SCRAMBLED = {
@@ -261,26 +258,25 @@ SCRAMBLED = {
 
 def nulls(found: dict[str, Any]) -> str:
     """What the same rule finds where nothing was learned."""
-    one = found.get("nulls")
-    if one is None:
-        return ""
-    lines = [
-        f"| {one['concepts']} concepts, {one['stories']:,} stories | labelled features | confirmed concepts | one feature, "
-        "plain / literary / crossed | dense | FVU |",
-        "|---" * 6 + "|",
+    one = found["nulls"]
+    heads = [
+        f"{one['concepts']} concepts, {one['stories']:,} stories",
+        "labelled features",
+        "confirmed concepts",
+        "one feature, plain / literary / crossed",
+        "dense",
+        "FVU",
     ]
+    rows = []
     for key, title in SCRAMBLED.items():
         row = one[key]
-        held = row["held_out"]
         read = [
-            " / ".join(f"{held[f'{kind}auroc_{cell}']:.3f}" for cell in ("plain", "literary", "crossed"))
+            " / ".join(f"{row['held_out'][f'{kind}auroc_{cell}']:.3f}" for cell in ("plain", "literary", "crossed"))
             for kind in ("", "dense_")
         ]
-        lines.append(
-            f"| {title} | {row['labelled_features']} of {row['features']:,} | {row['confirmed_concepts']} | {read[0]} | "
-            f"{read[1]} | {row['fvu']:.3f} |"
-        )
-    return "\n".join([*lines, ""])
+        counts = f"{row['labelled_features']} of {row['features']:,}", str(row["confirmed_concepts"])
+        rows.append([title, *counts, *read, f"{row['fvu']:.3f}"])
+    return _table(heads, rows)
 
 
 def unmeasured(found: dict[str, Any]) -> str:
@@ -302,3 +298,8 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "power": power,
     "vectors": vectors,
 }
+
+
+def made(name: str, found: dict[str, Any]) -> str:
+    """One of `MAKERS`' texts; nothing where its section was not measured."""
+    return "" if name in SECTIONS and name not in found else MAKERS[name](found)

@@ -102,8 +102,8 @@ MAKERS = (
     OF_RUN
     | {name: lambda results, make=make: make(results["speed"]) for name, make in speed.MAKERS.items()}
     | {
-        name: lambda results, make=make: make(results["validity"] | {"run": results})
-        for name, make in figures.MAKERS.items()
+        name: lambda results, name=name: figures.made(name, results["validity"] | {"run": results})
+        for name in figures.MAKERS
     }
 )
 
