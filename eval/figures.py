@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.targets import targets
 from eval.validity.__main__ import SECTIONS
 from sae_emotions.artefact import read_json
 
@@ -297,6 +298,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "unmeasured": unmeasured,
     "power": power,
     "vectors": vectors,
+    "targets": targets,
 }
 
 

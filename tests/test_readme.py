@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from eval.readme import BLOCK, MAKERS, README, filled, read
+from eval.targets import targets
 from sae_emotions.config import parse_config
 from sae_emotions.dictionary.group import SHARE, groups
 
@@ -36,6 +37,21 @@ def test_speed_comes_from_the_committed_measurements() -> None:
             read()["speed"][what][point] | {"rows_per_second": 1.0} if what == "encode" else []
         )
         assert filled(TEXT, results) != TEXT
+
+
+def test_an_aim_is_reached_by_its_number_alone() -> None:
+    results = read()
+    found = results["validity"] | {"run": results}
+    causal = results["summary"]["dictionaries"][0]["causal"]
+    for confirmed, says in ((50, "reached"), (49, "missed")):
+        causal |= {"tested": 100, "confirmed": confirmed}
+        assert f"| {confirmed} of 100 | {says} |" in targets(found)
+    cells = [cell["methods"] for kind in results["transfer"]["trained_on"].values() for cell in kind.values()]
+    for methods in cells:
+        methods["sixteen"]["less_dense"] = {"difference": 0.01, "interval": [-0.01, 0.03]}
+    assert "| in all | reached |" in targets(found)
+    cells[0]["sixteen"]["less_dense"]["difference"] = -0.01
+    assert "below in 1 of" in targets(found)
 
 
 def test_the_check_of_the_script_agrees() -> None:
