@@ -77,8 +77,14 @@ def _causal(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def _steered(found: dict[str, Any]) -> Iterator[Row]:
-    got = found["steering"]["chosen"]["single"]["share_whose_word_rises_most"]
-    yield Row(f"steered by one feature, its word rises most ≥ {STEERED:.0%}", f"{got:.0%}", got >= STEERED)
+    """The single features that did best on the choosing texts, beside those that read best and beside their control."""
+    chosen, reported = found["steering"]["chosen"]["single"], found["steering"]["reported"]
+    at, got = found["steering"]["doses_of_residual_norm"].index(chosen["dose"]), chosen["share_whose_word_rises_most"]
+    reading, others = (
+        reported[f"single {name}"]["share_whose_word_rises_most"][at] for name in ("chosen", "screened others")
+    )
+    told = f"{got:.0%} (screened features that read something else {others:.0%}; the one that reads it best {reading:.0%})"
+    yield Row(f"steered by one feature, its word rises most ≥ {STEERED:.0%}", told, got >= STEERED)
 
 
 def _permuted(found: dict[str, Any]) -> Iterator[Row]:
