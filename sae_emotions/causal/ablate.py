@@ -38,7 +38,7 @@ from sae_emotions.progress import Progress, say
 from sae_emotions.sources.models import load_model
 from sae_emotions.upper import Upper
 
-PAIRS = 150  # features and texts on which first-order effects are compared with exact ones
+PAIRS = 75  # features and texts on which first-order effects are compared with exact ones
 SPARE = 1  # texts a feature more than it must fire in, as stored rows differ a little from the model's own
 
 
