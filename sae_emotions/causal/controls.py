@@ -112,7 +112,7 @@ class Roles(NamedTuple):
     """further ones that the screen does not choose, so that they need no run"""
 
 
-FURTHER = 12  # further controls that the screen is asked for, in times of the held-back ones
+FURTHER = 8  # further controls that the screen is asked for, in times of the held-back ones
 
 
 def dealt(
