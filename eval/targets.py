@@ -83,7 +83,9 @@ def _steered(found: dict[str, Any]) -> Iterator[Row]:
     reading, others = (
         reported[f"single {name}"]["share_whose_word_rises_most"][at] for name in ("chosen", "screened others")
     )
-    told = f"{got:.0%} (screened features that read something else {others:.0%}; the one that reads it best {reading:.0%})"
+    told = (
+        f"{got:.0%} (screened features that read something else {others:.0%}; the one that reads it best {reading:.0%})"
+    )
     yield Row(f"steered by one feature, its word rises most ≥ {STEERED:.0%}", told, got >= STEERED)
 
 
