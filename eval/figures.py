@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.targets import targets
 from eval.validity.__main__ import SECTIONS
+from eval.validity.targets import targets
 from sae_emotions.artefact import read_json
 
 FILE = Path(__file__).parent / "results" / "validity.json"

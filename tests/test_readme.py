@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from eval.readme import BLOCK, MAKERS, README, filled, read
-from eval.targets import targets
+from eval.validity.targets import targets
 from sae_emotions.config import parse_config
 from sae_emotions.dictionary.group import SHARE, groups
 

@@ -288,6 +288,16 @@ def test_bad_input_is_refused_in_a_sentence(ready, wrong, sentence):
         steered(ready, **asked)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [({"features": [10_000]}, "There is no feature 10000"), ({"concept": "granite"}, "has no concept 'granite'")],
+)
+def test_what_is_not_there_is_refused_before_anything_slow(run, monkeypatch, wrong, sentence):
+    monkeypatch.setattr("sae_emotions.steering.bench.scale", lambda *given: pytest.fail("the general text was read"))
+    with pytest.raises(UserError, match=sentence):
+        sae_emotions.steer(run, **{"prompts": PROMPT, "features": [CAUSAL], **wrong})
+
+
 def test_a_run_without_labels_is_refused(run, tmp_path):
     from shutil import copytree
 

@@ -1,5 +1,6 @@
 """A labelled run made ready for steering. Shapes: F latents, C concepts, D residual width."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from sae_emotions.run_folder import config_of
 from sae_emotions.schema import read_table
 from sae_emotions.sources.chat import render_chat
 from sae_emotions.sources.models import Model, load_model
-from sae_emotions.steering.directions import Scale, scale
+from sae_emotions.steering.directions import Scale, check_features, scale
 from sae_emotions.upper import Upper
 
 
@@ -50,10 +51,17 @@ class Bench(NamedTuple):
         return self.concepts.concepts.index(concept_named(self.concepts, concept))
 
 
-def bench(run: str | Path, dictionary: str | None = None, seed: int = 0) -> Bench:
+def bench(
+    run: str | Path,
+    dictionary: str | None = None,
+    seed: int = 0,
+    features: Sequence[int] = (),
+    concept: str | None = None,
+) -> Bench:
     """Load all that steering needs; `dictionary` is the run's first unless named.
 
-    Raises `UserError` where a stage before this one is missing, or where the model's blocks cannot be run on their own.
+    Raises `UserError` where a stage before this one is missing, where the model's blocks cannot be run on their own, and,
+    before anything slow, where `features` or `concept` are not there.
     """
     run = Path(run)
     config = config_of(run)
@@ -68,6 +76,9 @@ def bench(run: str | Path, dictionary: str | None = None, seed: int = 0) -> Benc
     rows = read_table(run / "labels" / name / "features.parquet").select(columns).to_pylist()
     if [row["feature"] for row in rows] != list(range(found.d_sae)):
         raise UserError(f"The labels of '{name}' belong to another dictionary; run the label stage again.")
+    check_features(found, features)
+    if concept is not None:
+        concept_named(concepts, concept)
     dense_CD = dense_vectors(run, name, len(concepts.concepts), found.d_in)
     measured = scale(run, found, seed)
     model = load_model(config.model, torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32)

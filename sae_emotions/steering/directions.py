@@ -80,13 +80,18 @@ def unit(vector_D: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(vector_D.float(), dim=-1)
 
 
-def of_features(dictionary: Dictionary, found: Scale, features: Sequence[int], by: Unit) -> Direction:
-    """One or several features added together. Raises `UserError` for one that is not there, or never fires (`p99`)."""
+def check_features(dictionary: Dictionary, features: Sequence[int]) -> None:
+    """Raise `UserError` for a feature that the dictionary does not have."""
     for feature in features:
         if not 0 <= feature < dictionary.d_sae:
             raise UserError(
                 f"There is no feature {feature} in {dictionary.name}; give a number from 0 to {dictionary.d_sae - 1}."
             )
+
+
+def of_features(dictionary: Dictionary, found: Scale, features: Sequence[int], by: Unit) -> Direction:
+    """One or several features added together. Raises `UserError` for one that is not there, or never fires (`p99`)."""
+    check_features(dictionary, features)
     directions_FD = dictionary.W_dec_FD[list(features)].float().cpu()
     if by == "norm":
         return Direction(unit(unit(directions_FD).sum(0)), found.norm)

@@ -218,7 +218,7 @@ def steer(
     """
     chosen = DOSES.get(unit, (1.0,)) if doses is None else doses
     asked = _checked(prompts, features, chosen, unit, positions, tokens, controls, temperature, seed, readout)
-    found = run if isinstance(run, Bench) else bench(run, dictionary, seed)
+    found = run if isinstance(run, Bench) else bench(run, dictionary, seed, features, concept)
     own = of_features(found.dictionary, found.scale, features, unit)
     labels = tuple(found.labels[feature] for feature in features)
     name = concept or next((one for one in labels if one), None)
