@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.validity.__main__ import SECTIONS
-from eval.validity.targets import targets
+from eval.validity.targets import aims
 from sae_emotions.artefact import read_json
 
 FILE = Path(__file__).parent / "results" / "validity.json"
@@ -278,6 +278,12 @@ def nulls(found: dict[str, Any]) -> str:
         counts = f"{row['labelled_features']} of {row['features']:,}", str(row["confirmed_concepts"])
         rows.append([title, *counts, *read, f"{row['fvu']:.3f}"])
     return _table(heads, rows)
+
+
+def targets(found: dict[str, Any]) -> str:
+    """What was aimed at, and whether it was reached."""
+    rows = [[aim, measured, "reached" if reached else "missed"] for aim, measured, reached in aims(found)]
+    return _table(["aim", "measured", "outcome"], rows)
 
 
 def unmeasured(found: dict[str, Any]) -> str:

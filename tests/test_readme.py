@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval.figures import targets
 from eval.readme import BLOCK, MAKERS, README, filled, read
-from eval.validity.targets import targets
 from sae_emotions.config import parse_config
 from sae_emotions.dictionary.group import SHARE, groups
 

@@ -111,8 +111,6 @@ ASKED: dict[Callable[[dict[str, Any]], Iterator[Row]], tuple[str, ...]] = {
 """Each with the sections of `eval.validity` that it needs."""
 
 
-def targets(found: dict[str, Any]) -> str:
+def aims(found: dict[str, Any]) -> list[Row]:
     """All aims whose figures are there."""
-    rows = [row for make, needs in ASKED.items() if all(name in found for name in needs) for row in make(found)]
-    lines = [f"| {aim} | {measured} | {'reached' if reached else 'missed'} |" for aim, measured, reached in rows]
-    return "\n".join(["| aim | measured | |", "|---|---|---|", *lines]) + "\n"
+    return [row for make, needs in ASKED.items() if all(name in found for name in needs) for row in make(found)]
