@@ -28,6 +28,7 @@ from sae_emotions.run_folder import create_or_check
 from sae_emotions.steering.bench import bench, prompt_ids
 from sae_emotions.steering.directions import matched, matched_units, of_features, random_units
 from sae_emotions.steering.fluency import continuations, perplexities, repetition
+from sae_emotions.steering.picture import NAMED, named
 from sae_emotions.steering.steer import steer
 from sae_emotions.steering.trend import share_as_high, trend
 from sae_emotions.steering.words import Positions, site, word_changes
@@ -306,6 +307,13 @@ def test_a_run_without_labels_is_refused(run, tmp_path):
         sae_emotions.steer(tmp_path / "run", PROMPT, [CAUSAL])
     with pytest.raises(UserError, match="There is no dictionary 'other'"):
         sae_emotions.steer(run, PROMPT, [CAUSAL], dictionary="other")
+
+
+def test_names_in_the_picture_do_not_cover_each_other():
+    size_W = np.zeros(171)
+    size_W[[80, 81, 82, 160]] = 3, 4, 2, 1
+    assert {81, 160} <= set(named(size_W)) and not {80, 82} & set(named(size_W)) and len(named(size_W)) == NAMED
+    assert named(np.arange(5.0)) == [0, 1, 2, 3, 4]
 
 
 def test_the_command_prints_a_table_json_and_a_picture(run, tmp_path, capsys):

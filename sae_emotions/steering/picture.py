@@ -15,6 +15,7 @@ from sae_emotions.steering.steer import Line, Steered
 
 INK, MUTED, OWN, DENSE, NULL = "#1d2125", "#5d666e", "#1f6f8b", "#6d5a9c", "#8d959b"
 NAMED = 16  # words named in a curve's heat map
+ROOM = 100  # names that fit beside each other
 
 
 def check_picture(path: Path) -> None:
@@ -49,13 +50,22 @@ def steer_picture(found: Steered, path: str | Path) -> Path:
         _curve(axes["curve"], found)
     names = list(found.doses[0].words)
     change_PW = np.array([[one.words[name] for name in names] for one in found.doses])
-    shown = np.argsort(-np.abs(change_PW).max(0), kind="stable")[:NAMED]
+    shown = named(np.abs(change_PW).max(0))
     _heat(axes["words"], change_PW, "change of log P, nats")
     axes["words"].set_yticks(range(len(found.doses)), [f"{one.dose:g}" for one in found.doses], fontsize=8)
     axes["words"].set_ylabel("dose", fontsize=8, color=MUTED)
-    axes["words"].set_xticks(sorted(shown), [names[n] for n in sorted(shown)], rotation=90, fontsize=7)
+    axes["words"].set_xticks(shown, [names[n] for n in shown], rotation=90, fontsize=7)
     axes["words"].set_title(f"All {len(names)} words; those named move most", loc="left", fontsize=9, color=INK)
     return _save(figure, Path(path))
+
+
+def named(size_W: np.ndarray) -> list[int]:
+    """The `NAMED` words of largest `size_W` whose names do not cover a larger one's, ascending."""
+    found: list[int] = []
+    for word in np.argsort(-size_W, kind="stable").tolist():
+        if len(found) < NAMED and all(abs(word - other) * ROOM >= len(size_W) for other in found):
+            found.append(word)
+    return sorted(found)
 
 
 def _curve(axes: Any, found: Steered) -> None:
