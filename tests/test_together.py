@@ -242,16 +242,17 @@ def test_the_runs_seed_is_the_default(config: RunConfig, run: Path, alone: Path)
 
 def test_a_prefetched_source_may_be_left() -> None:
     taken = 0
+    reader: list[threading.Thread] = []
 
     def endless() -> Any:
         nonlocal taken
+        reader.append(threading.current_thread())
         while True:
             taken += 1
             yield taken
 
-    before = threading.active_count()
     source = prefetched(endless(), ahead=2)
     assert [next(source), next(source)] == [1, 2]
     source.close()
     assert taken <= 5
-    assert threading.active_count() == before
+    assert reader[0] is not threading.current_thread() and not reader[0].is_alive()
