@@ -35,18 +35,18 @@ def headline(results: dict[str, Any]) -> str:
     )
     if causal is None:
         return found + "The causal stage of that run is not finished yet.\n"
-    left = f", {causal['left_out']} were left out to save time" if causal["left_out"] else ""
-    share = causal["below_most_controls"]
+    share, removed = causal["below_most_controls"], causal["removed"]
+    some = f"; the {removed} of largest first-order effect were removed exactly" if removed < causal["tested"] else ""
+    how = ", to first order" if some else ""
     group = (
         ""
         if share is None
-        else f"; as a group, {share:.0%} of the tested features lie below the 5th percentile of controls screened alike"
+        else f"; as a group, {share:.0%} of the tested features lie below the 5th percentile of their controls{how}"
     )
     return found + (
-        f"Of those that a first-order screen on selection texts ranks first, **{causal['confirmed']} of {causal['tested']} "
-        f"tested are causal** ({causal['not_testable']} more could not be tested{left}), and {causal['controls_confirmed']} of "
-        f"{causal['controls_tested']:,} matched controls pass the same screen and test{group}."
-        f"{_together(causal.get('joint') or {})}\n"
+        f"**{causal['confirmed']} of {causal['tested']:,} tested features are causal** ({causal['not_testable']} could not be "
+        f"tested{some}), and {causal['controls_confirmed']} of {causal['controls_tested']:,} matched controls by the same "
+        f"rule{group}.{_together(causal.get('joint') or {})}\n"
     )
 
 

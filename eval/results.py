@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from eval.speed import machine
 from sae_emotions.machine import describe
 from sae_emotions.report.picture import picture
 from sae_emotions.report.table import final_table
@@ -20,13 +21,6 @@ COMMANDS = (
     ("find", "afraid"),
     ("read", "She opened the letter from the hospital, and her hands began to shake."),
 )
-
-
-def _machine() -> str:
-    found = describe()
-    kinds = (("AMX", "amx_bf16"), ("AVX-512-BF16", "avx512_bf16"), ("AVX-512", "avx512"), ("AVX2", "avx2"))
-    units = [name for name, key in kinds if found[key]]
-    return f"{found['cores']} cores with {units[0] if units else 'no wide vector unit'}"
 
 
 def main(run: Path, minutes: float | None = None) -> None:
@@ -42,7 +36,7 @@ def main(run: Path, minutes: float | None = None) -> None:
     results = {
         "made_by": "python -m eval.results RUN [MINUTES]",
         "make_run_minutes": minutes,
-        "machine": _machine(),
+        "machine": machine({"machine": describe()}),
         "summary": json.loads((run / "summary.json").read_text(encoding="utf-8")),
         "transfer": json.loads((run / "labels" / dictionary / "transfer.json").read_text(encoding="utf-8")),
         "table": final_table(run),

@@ -177,12 +177,14 @@ class AblateConfig(Config):
     """The causal test."""
 
     features: Positive | None = Field(
-        None, description="labelled features to test, at most, the first of the screen; null tests all"
+        None,
+        description="features to remove exactly, at most: those of largest first-order effect; null removes all",
     )
-    screen_texts: Positive = Field(3, description="selection texts a concept on which its features are screened")
     min_texts: Positive = Field(12, description="texts in which a feature must fire, else not testable")
     max_texts: Positive = Field(12, description="texts a feature at most")
-    controls: Positive = Field(1000, description="held-back matched controls to pool, at least")
+    controls: Positive = Field(
+        10_000, description="held-back matched controls to judge beside the features, about; at most 32 a feature"
+    )
     random_directions: Positive = Field(50, description="random directions to judge, at most one a feature")
     q: float = Field(0.05, gt=0, lt=1, description="false discovery rate")
     neutral_texts: Positive = Field(16, description="neutral texts for collateral damage")

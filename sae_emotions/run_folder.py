@@ -100,8 +100,20 @@ def _first_difference(held: Any, wanted: Any, where: str = "") -> str:
 
 
 def is_done(run: Path, key: str) -> bool:
-    """Whether a stage is done."""
-    return read_run(run)["stages"].get(key, {}).get("state") == "done"
+    """Whether a stage is done. A report is no longer where RUN/validity.json is another than the one it shows."""
+    done = read_run(run)["stages"].get(key, {}).get("state") == "done"
+    return done and (key != "report" or _is_shown(run))
+
+
+def validity_sha256(run: Path) -> str | None:
+    """sha256 of RUN/validity.json (see `eval/validity`), None where there is none."""
+    path = run / "validity.json"
+    return sha256_file(path) if path.is_file() else None
+
+
+def _is_shown(run: Path) -> bool:
+    path = run / "summary.json"
+    return path.is_file() and read_json(path).get("validity_sha256") == validity_sha256(run)
 
 
 def mark_done(run: Path, key: str, **facts: Any) -> float:

@@ -126,15 +126,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("tokens", pa.list_(text), "the context, token by token"),
         Column("values", pa.list_(f32), "activation at each of those tokens; 0 where never read"),
     ),
+    # Effects are null where the screen kept a removal out, so that it was judged by its first-order effect alone.
     "effects": (  # causal/<name>/effects.parquet, one row an intervention
         Column("feature", i32, "labelled feature under test"),
         Column("concept", text, "its label, whose word is read out"),
         Column("kind", text, "feature, control (matched unlabelled feature), random (direction) or dense"),
         Column("control", i32, "latent number of the control, else null"),
-        Column(
-            "half", text, "controls: reference, held_back, or further (run as the screen lets it through); else null"
-        ),
-        Column("let_through", flag, "controls: would the screen that chose the features choose it; else null"),
+        Column("half", text, "controls: reference or held_back; else null"),
+        Column("let_through", flag, "held-back controls: did the screen let it through to a run; else null"),
         Column("texts", i32, "texts averaged over"),
         Column("active_share", f32, "share of those texts' tokens at which the intervention acts"),
         Column("removed_norm", f32, "mean norm removed where it acts, residual-stream units"),
@@ -143,9 +142,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "profile", f64, "change of all words' log-probability, weighted by how like the concept theirs are, nats"
         ),
         Column("specific", f64, "profile in units of how far the words outside the family scatter: what is judged"),
-        Column(
-            "z", f64, "specific (dense: profile) in units of the moderated spread of the feature's reference controls"
-        ),
+        Column("z", f64, "specific in units of the moderated spread of the feature's reference controls; dense: null"),
+        Column("first_order", f64, "profile to first order, nats; null for random"),
+        Column("first_order_z", f64, "z to first order (dense: of its profile); null for random"),
     ),
     "verdicts": (  # causal/<name>/verdicts.parquet, one row a labelled feature
         Column("feature", i32, "labelled feature"),
@@ -166,11 +165,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ),
         Column("dense_effect", f64, "positive control: effect of projecting out the concept's dense vector, nats"),
         Column("dense_profile", f64, "its profile, nats"),
-        Column("dense_p", f64, "p of dense_profile among the held-back controls'"),
+        Column("dense_first_order", f64, "its profile to first order, nats"),
+        Column("dense_p", f64, "p of dense_first_order among the held-back controls'"),
         Column("kl", f64, "collateral: mean KL divergence on neutral text, nats a token"),
         Column("kl_flag", flag, "kl is above the controls' 95th percentile"),
-        Column("first_order", f64, "first-order change of the profile on selection texts of its concept, nats"),
-        Column("first_order_score", f64, "the same in units of what unlabelled latents do for as much that they add"),
+        Column("first_order", f64, "profile to first order, nats"),
+        Column("first_order_z", f64, "z to first order"),
+        Column("removed", flag, "removed exactly; else its first-order z is not among the lowest, and p is 1"),
     ),
     "joint": (  # causal/<name>/joint.parquet, one row a concept with several labelled features, all removed together
         Column("concept", text, "concept"),
@@ -191,15 +192,6 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("dense_p", f64, "its p among the held-back control groups'"),
         Column("reference", pa.list_(f64), "specific of the reference control groups"),
         Column("held_back", pa.list_(f64), "specific of the held-back control groups"),
-    ),
-    "screen": (  # causal/<name>/screen.parquet: a concept's labelled features, and the latents with its lowest scores
-        Column("concept", text, "concept whose profile of words is read, on selection texts of its own"),
-        Column("feature", i32, "latent number"),
-        Column("labelled", flag, "the latent is labelled with this concept"),
-        Column("fires", i32, "texts in which it fires"),
-        Column("texts", i32, "texts looked at"),
-        Column("first_order", f64, "mean first-order change of the profile by its removal, nats"),
-        Column("first_order_score", f64, "the same in units of what unlabelled latents do for as much that they add"),
     ),
     "vector_tokens": (  # vectors/tokens.parquet, one row a place and concept
         Column("place", text, "block after which the vector stands, or `embeddings`"),

@@ -175,19 +175,28 @@ class Upper:
         read: Callable[[torch.Tensor], torch.Tensor],
         reached: int | None = None,
     ) -> torch.Tensor:
-        """Gradient by `x_BQD` of the one number that `read` makes of the logits of the last `wanted` positions (B x W x V).
+        """Gradient by `x_BQD` of the one number that `read` makes of the logits; see `gradients`."""
+        return self.gradients(x_BQD, wanted, lambda out: read(out)[None], reached)[0]
 
-        With `reached`, `read` gets the residual stream after that block instead (B x W x D). Two passes above the hook, one
-        up and one back, both counted; plain causal attention. The gradient is float32.
+    def gradients(
+        self,
+        x_BQD: torch.Tensor,
+        wanted: int,
+        read: Callable[[torch.Tensor], torch.Tensor],
+        reached: int | None = None,
+    ) -> torch.Tensor:
+        """Gradients by `x_BQD` of the R numbers that `read` makes of the logits of the last `wanted` positions (B x W x V).
+
+        With `reached`, `read` gets the residual stream after that block instead (B x W x D). One pass above the hook up and one
+        back for each number, all counted; plain causal attention. R x B x Q x D, float32.
         """
         with torch.inference_mode(False), torch.enable_grad():
             given_BQD = x_BQD.clone().requires_grad_()
-            out = self.outputs(given_BQD, wanted, reached)
-            (grad_BQD,) = torch.autograd.grad(read(out), given_BQD)
-        self.block_tokens += (
-            x_BQD.shape[0] * x_BQD.shape[1] * ((self.last if reached is None else reached) - self.block)
-        )
-        return grad_BQD.float()
+            numbers_R = read(self.outputs(given_BQD, wanted, reached))
+            found = [torch.autograd.grad(number, given_BQD, retain_graph=True)[0] for number in numbers_R]
+        above = (self.last if reached is None else reached) - self.block
+        self.block_tokens += len(found) * x_BQD.shape[0] * x_BQD.shape[1] * above
+        return torch.stack(found).float()
 
     def outputs(self, x_BQD: torch.Tensor, wanted: int, reached: int | None = None) -> torch.Tensor:
         """Logits of the last `wanted` positions (B x W x V), or the residual stream after block `reached` (B x W x D).

@@ -217,12 +217,9 @@ JOINT = {
     "beyond_sum": 2,
 }
 SCREEN = {
-    "features": 40,
-    "texts": 8,
-    "rank_agreement_same_texts": {"rho": 0.97, "low": 0.9, "high": 0.99, "pairs": 30},
-    "rank_agreement_held_out": {"rho": 0.61, "low": 0.2, "high": 0.8, "pairs": 30},
-    "controls_let_through": 12,
-    "controls_let_through_confirmed": 2,
+    "limit": None,
+    "rank_agreement": {"rho": 0.97, "low": 0.9, "high": 0.99, "pairs": 30},
+    "rank_agreement_of_z": {"rho": 0.95, "low": 0.8, "high": 0.99, "pairs": 20},
 }
 
 
@@ -235,7 +232,15 @@ def _causal(folder: Path, rng: np.random.Generator) -> None:
     ]
     write_table(folder / "effects.parquet", "effects", _columns(rows))
     write_table(folder / "verdicts.parquet", "verdicts", _columns([_verdict(*one) for one in LABELLED.items()]))
-    counts = {"tested": 4, "confirmed": 2, "not_testable": 1, "controls_tested": 16, "controls_confirmed": 0}
+    counts = {
+        "removed": 4,
+        "controls_removed": 16,
+        "tested": 4,
+        "confirmed": 2,
+        "not_testable": 1,
+        "controls_tested": 16,
+        "controls_confirmed": 0,
+    }
     more = {"joint": JOINT, "screen": SCREEN, "times_fewer_than_full_forwards": 14.2}
     write_json(
         folder / "summary.json", counts | more | {"rule": "z against held-back controls; Benjamini-Hochberg at 5 %"}
@@ -267,12 +272,15 @@ def _effect(number: int, concept: str, kind: str, control: int | None, half: str
         "profile": 0.03 * z,
         "specific": 0.1 * z,
         "z": z,
+        "first_order": 0.03 * z,
+        "first_order_z": 0.9 * z,
     }
 
 
 def _verdict(number: int, concept: str) -> dict[str, Any]:
     z = _z(number)
-    row: dict[str, Any] = {"feature": number, "concept": concept, "first_order": 0.01 * z, "first_order_score": 0.3 * z}
+    row: dict[str, Any] = {"feature": number, "concept": concept, "first_order": 0.03 * z, "first_order_z": 0.9 * z}
+    row["removed"] = number != UNTESTABLE
     numbers: dict[str, Any] = {
         "effect": 0.02 * z,
         "profile": 0.03 * z,
@@ -282,7 +290,14 @@ def _verdict(number: int, concept: str) -> dict[str, Any]:
         "q": 4e-3,
         "rank": 1,
     }
-    numbers |= {"dense_effect": -0.5, "dense_profile": -0.8, "dense_p": 1e-3, "kl": 2e-4, "kl_flag": False}
+    numbers |= {
+        "dense_effect": -0.5,
+        "dense_profile": -0.8,
+        "dense_first_order": -0.7,
+        "dense_p": 1e-3,
+        "kl": 2e-4,
+        "kl_flag": False,
+    }
     if number == UNTESTABLE:
         row |= {"verdict": "not testable", "reason": "it fires in 4 texts", "texts": 4}
         return row | dict.fromkeys(numbers)

@@ -6,6 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_emotions.causal.attribute import Asked, Slope, attribution, projection_effect, slopes, words_asked
+from sae_emotions.causal.collateral import acts_of
+from sae_emotions.causal.linear import Removable, linear
 from sae_emotions.causal.profile import Profile, read
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.runs import Removal, enter, word_changes
@@ -144,3 +146,52 @@ def test_what_is_read_further_up_moves_as_the_gradient_says(upper, texts):
     only = slope.where(slope.at_S == 4)
     usual_D = only.x_SD[0] + vector_D
     assert projection_effect(only, vector_D, usual_D) == pytest.approx(float(only.grad_SD[0] @ vector_D), rel=1e-3)
+
+
+SINGLE = WordTree(TREE.prompt, (), (), (((-1, 7),), ((-1, 3),), ((-1, 8),), ((-1, 9),)))
+
+
+def all_at_once(upper, found, texts, random=()):
+    """First-order effects on each word by itself."""
+    entered = [enter(upper, SINGLE, ids, SPECIAL) for ids, _ in texts]
+    acts = [acts_of(found, text, np.arange(LATENTS)) for text in entered]
+    g = torch.Generator().manual_seed(5)
+    dense_CD = torch.nn.functional.normalize(torch.randn(4, D, generator=g), dim=1)
+    removable = Removable(found.W_dec_FD, dense_CD, torch.randn(D, generator=g), dict(random))
+    uses = [np.array([0, 2])] * LATENTS
+    given = (entered, acts, removable, np.arange(LATENTS), uses, np.eye(4))
+    return removable, linear(upper, SINGLE, *given, lambda n: None)
+
+
+@pytest.mark.parametrize("tokens", [1, 1024])
+def test_all_words_at_once_are_what_each_profile_says(upper, texts, monkeypatch, tokens):
+    found = dictionary(1.0)
+    monkeypatch.setattr("sae_emotions.causal.attribute.BATCH_TOKENS", tokens)
+    removable, once = all_at_once(upper, found, texts)
+    asked = [words_asked(SINGLE, ids, profile(own)) for ids, own in texts]
+    for n, slope in slopes(upper, asked, SPECIAL):
+        weight_W = profile(texts[n][1]).weight_C
+        seen = attribution(found, slope)
+        wanted_L = np.zeros(LATENTS)
+        wanted_L[seen.latent_N] = seen.effect_N
+        assert weight_W @ once.latents_TRL[n] == pytest.approx(wanted_L, rel=1e-3, abs=1e-4)
+        for c, vector_D in enumerate(removable.dense_CD):
+            wanted = projection_effect(slope, vector_D, removable.usual_D)
+            assert weight_W @ once.dense_TRC[n][:, c] == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+
+
+def test_a_random_direction_is_removed_as_far_as_its_feature_reaches(upper, texts):
+    """A direction that is the feature's own has the feature's effect; another has what its part along the gradient says."""
+    found = dictionary(1.0)
+    own_D = torch.nn.functional.normalize(found.W_dec_FD[6], dim=0)
+    _, once = all_at_once(upper, found, texts, {6: own_D, 7: torch.zeros(D)}.items())
+    assert once.random[6] == pytest.approx(once.latents_TRL[[0, 2], :, 6].mean(0), rel=1e-4, abs=1e-6)
+    assert np.abs(once.random[6]).max() > 0
+    assert once.random[7].tolist() == [0] * 4
+
+
+def test_a_pass_back_for_each_number_is_counted(upper, texts):
+    before = upper.block_tokens
+    all_at_once(upper, dictionary(1.0), texts[:1])
+    positions = len(texts[0][0]) + len(TREE.prompt)
+    assert upper.block_tokens - before == positions * (BLOCK + 1) + (1 + 4) * positions * (3 - BLOCK)

@@ -3,26 +3,95 @@
 import numpy as np
 import pytest
 
+from sae_emotions.causal.controls import Matched, halves
 from sae_emotions.causal.joint import CONTROLS, groups_of, redundancy
-from sae_emotions.causal.screen import Screened, _scores, agreement, chosen
+from sae_emotions.causal.linear import HELD, Linear, basis_of
+from sae_emotions.causal.profile import Profile, read
+from sae_emotions.causal.screen import Screened, agreement, screen
 from sae_emotions.causal.texts import Firing
+from sae_emotions.causal.verdict import units
+
+WORDS, FEATURES = 30, 40
 
 
-def test_the_lowest_scores_are_chosen_and_keep_their_order():
-    score_X = np.array([-0.1, -3.0, 2.0, -1.0, 0.0])
-    assert chosen(score_X, 2).tolist() == [1, 3, 0, 2, 4]
-    assert (
-        chosen(score_X, None).tolist() == chosen(score_X, 5).tolist() == chosen(score_X, 9).tolist() == [0, 1, 2, 3, 4]
-    )
+@pytest.fixture
+def known():
+    """Forty features and 160 candidates whose first-order effects on 30 words are drawn; feature 7 lowers its concept's."""
+    rng = np.random.default_rng(0)
+    basis_RW = np.linalg.qr(rng.standard_normal((WORDS, 6)))[0].T
+    latents_TRL = rng.standard_normal((5, 6, FEATURES + 160)).astype(np.float32)
+    profiles = {}
+    for own in range(3):
+        weight_C = rng.standard_normal(WORDS) @ basis_RW.T @ basis_RW
+        profiles[own] = Profile(own, np.arange(10, WORDS), weight_C / np.linalg.norm(weight_C))
+    own_F = np.arange(FEATURES) % 3
+    latents_TRL[:, :, 7] = -20 * basis_RW @ profiles[1].weight_C
+    uses = [np.sort(rng.permutation(5)[:3]) for _ in range(FEATURES)]
+    matches = [Matched(FEATURES + rng.permutation(160)[:14], np.ones(14, bool)) for _ in range(FEATURES)]
+    held = [halves(14, rng) for _ in range(FEATURES)]
+    random = {2: np.zeros(6), 3: -50 * basis_RW @ profiles[0].weight_C}
+    found = Linear(basis_RW, latents_TRL, rng.standard_normal((5, 6, 3)).astype(np.float32), random)
+    return found, np.arange(FEATURES), own_F, profiles, uses, matches, held
 
 
-def test_scores_are_effects_for_as_much_that_is_added_in_units_of_the_candidates():
-    effect_CL = np.array([[-4.0, 1.0, -1.0, 0.0, 9.0]])
-    removed_CL = np.array([[2.0, 1.0, 1.0, 0.0, 3.0]])
-    scores = _scores(effect_CL, removed_CL, np.array([1, 2, 3]))  # of which the last is silent
-    assert scores[0].tolist() == [-2.0, 1.0, -1.0, 0.0, 3.0]
-    found = Screened(np.array([7]), np.array([2]), effect_CL, np.zeros((1, 5)), scores)
-    assert [one.tolist() for one in found.of(np.array([7, 7]), np.array([4, 0]))] == [[9.0, -4.0], [3.0, -2.0]]
+def through(known, most: int | None) -> Screened:
+    found, places_F, own_F, profiles, uses, matches, held = known
+    return screen(found, places_F, own_F, profiles, uses, matches, held, most)
+
+
+def test_effects_are_read_as_exact_ones_are(known):
+    found, _, own_F, profiles, uses, matches, held = known
+    screened = through(known, None)
+    change_TLW = np.einsum("trl,rw->tlw", found.latents_TRL, found.basis_RW)
+    for f in (0, 7, 31):
+        of = profiles[int(own_F[f])]
+        for place, got in ((f, screened.feature.some(np.array([f]))), (matches[f].controls_K[4], screened.controls[f])):
+            changes = {t: (change_TLW[t, place],) * 2 for t in range(5)}
+            wanted, n = read([changes], uses[f], of), 0 if place == f else 4
+            assert [one[n] for one in got] == pytest.approx([one[0] for one in wanted], rel=1e-4)
+    reference = [one.specific_N[~held_K] for one, held_K in zip(screened.controls, held, strict=True)]
+    assert screened.unit_F == pytest.approx(units(reference))
+
+
+def test_without_a_limit_all_is_let_through(known):
+    screened = through(known, None)
+    assert screened.limit == np.inf
+    assert screened.feature_F.all() and screened.random == {2, 3}
+    assert all((one == held_K).all() for one, held_K in zip(screened.held, known[-1], strict=True))
+
+
+def test_features_controls_and_random_directions_go_through_one_limit(known):
+    screened = through(known, 10)
+    assert screened.feature_F.sum() == 10 and screened.feature_F[7]
+    assert screened.z_F[screened.feature_F].max() == screened.limit < screened.z_F[~screened.feature_F].min()
+    for one, held_K, let_K, unit in zip(screened.controls, known[-1], screened.held, screened.unit_F, strict=True):
+        assert (let_K == (held_K & (one.specific_N / unit <= screened.limit))).all()
+    assert 0 < sum(one.sum() for one in screened.held) < 0.5 * FEATURES * 7
+    assert screened.random == {3}  # the other does nothing
+
+
+def test_a_feature_without_a_reference_is_not_let_through(known):
+    *given, held = known
+    held[4] = np.ones(14, bool)
+    screened = through((*given, held), 10)
+    assert np.isnan(screened.unit_F[4]) and not screened.feature_F[4] and not screened.held[4].any()
+
+
+def test_the_fewest_directions_that_hold_most_of_the_weights():
+    rng = np.random.default_rng(1)
+    common_RW = rng.standard_normal((4, WORDS))
+    some = [
+        Profile(0, np.arange(9), rng.standard_normal(4) @ common_RW + 0.01 * rng.standard_normal(WORDS))
+        for _ in range(50)
+    ]
+    basis_RW = basis_of(some)
+    assert len(basis_RW) <= 4
+    assert basis_RW @ basis_RW.T == pytest.approx(np.eye(len(basis_RW)), abs=1e-6)
+    weight_CW = np.stack([one.weight_C for one in some])
+    held = np.sum((weight_CW @ basis_RW.T) ** 2) / np.sum(weight_CW**2)
+    less = np.sum((weight_CW @ basis_RW[:-1].T) ** 2) / np.sum(weight_CW**2)
+    assert less < HELD <= held
+    assert basis_of([Profile(0, np.arange(0), np.zeros(5))]).shape == (1, 5)  # a single concept, which nothing is like
 
 
 def test_rank_agreement_is_spearmans_with_an_interval_that_holds_it():

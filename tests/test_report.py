@@ -17,7 +17,7 @@ from sae_emotions.report.html import context
 from sae_emotions.report.picture import picture
 from sae_emotions.report.report import report
 from sae_emotions.report.table import final_table
-from sae_emotions.run_folder import config_of
+from sae_emotions.run_folder import config_of, is_done
 from sae_emotions.schema import read_table, write_table
 from tests.fake_run import CELLS, FAMILY, FIRST, JOINT, LABELLED, SCREEN, SECOND, fake_run
 
@@ -100,7 +100,8 @@ def test_the_summary_has_the_tables_numbers(folder, page):
         "tested": 4,
         "confirmed": 2,
         "not_testable": 1,
-        "left_out": 0,
+        "removed": 4,
+        "controls_removed": 16,
         "controls_tested": 16,
         "controls_confirmed": 0,
         "below_most_controls": 0.5,  # the two that are causal, at z -9
@@ -162,7 +163,7 @@ def test_the_page_tells_the_story(page):
         "it does better than the single feature everywhere",
         "2 features are causal",
         "For 2 concepts all labelled features (2.5 on average) were removed at once: 1 joint removal is causal",
-        "0.97 on the same texts (95% interval 0.90 to 0.99), and 0.61 (0.20 to 0.80) from selection texts",
+        "a correlation of 0.97 (95% interval 0.90 to 0.99, 30 features, each on one text)",
         "14.2 times fewer block-token products",
         "0 of 16 matched controls",
         "The causal stage was not run for this dictionary",
@@ -271,6 +272,21 @@ def test_validity_is_shown_where_it_was_measured(fresh):
     assert "validity.json" not in before
 
 
+def test_a_report_is_done_while_it_shows_the_validity_that_is_there(fresh):
+    where = fresh / "run.json"
+    held = read_json(where)
+    write_json(where, held | {"stages": held["stages"] | {"report": {"state": "done", "seconds": 1.0}}})
+    report(config_of(fresh), fresh)
+    assert is_done(fresh, "report")
+    for figure in (0.5, 0.6):
+        write_json(fresh / "validity.json", {"dictionary": FIRST, "machine": {}, "power": {"figure": figure}})
+        assert not is_done(fresh, "report")
+        report(config_of(fresh), fresh)
+        assert is_done(fresh, "report")
+    (fresh / "validity.json").unlink()
+    assert not is_done(fresh, "report")
+
+
 def test_grain_and_what_explains_labels_are_told(fresh):
     path = fresh / "labels" / FIRST / "summary.json"
     write_json(path, read_json(path) | {"grain": {"concept": 4, "family": 1}, "explained_by": {"length": 1, "bag": 0}})
@@ -338,16 +354,27 @@ def test_the_summary_is_strict_json(folder, page):
     json.loads((folder / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
-def test_features_that_were_left_out_are_counted(fresh):
+def test_what_was_judged_to_first_order_alone_is_said(fresh):
+    """Two of the four testable features were not removed, so all are drawn by their first-order z."""
+
+    def kept_out(rows):
+        gone = dict.fromkeys(("effect", "profile", "specific", "z"))
+        return [row | gone | {"removed": False} if (row["z"] or 0) > 0 else row for row in rows]
+
+    rewritten(fresh, f"causal/{FIRST}/verdicts.parquet", kept_out)
     where = fresh / "causal" / FIRST / "summary.json"
-    write_json(where, read_json(where) | {"left_out": 7})
-    text = Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text
-    assert "7 more were left out" in text
-    assert "It would choose 12 of them, of which 2 would be causal" in " ".join(text.split())
-    assert "7 were left out" in final_table(fresh)
-    assert read_json(fresh / "summary.json")["dictionaries"][0]["causal"]["left_out"] == 7
-
-
-def test_a_sentence_opens_with_a_capital():
-    assert story.opening(story.count(0, "feature is", "features are")) == "No features are"
-    assert story.opening(story.count(3, "feature is", "features are")) == "3 features are"
+    write_json(where, read_json(where) | {"removed": 2, "controls_removed": 5, "screen": SCREEN | {"limit": -3.0}})
+    text = " ".join(Page(report(config_of(fresh), fresh).read_text(encoding="utf-8")).text.split())
+    assert (
+        "an exact removal: 2 of them (`ablate.features` in the config), and of the controls 5, by the same limit"
+        in text
+    )
+    assert (
+        "50% of the tested features lie below the 5th percentile of the held-back controls, where chance would put 5%, to first"
+        in text
+    )
+    assert "The 2 of largest first-order effect were removed exactly" in final_table(fresh)
+    causal = gather(config_of(fresh), fresh).dictionaries[0].causal
+    assert causal is not None
+    assert sorted(causal.z["feature"]) == pytest.approx([-8.1, -8.1, 0.45, 1.17])
+    assert len(causal.z["control"]) == 16 and len(causal.tested) == 2

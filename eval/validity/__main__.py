@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{asked.run / 'validity.json'} is written; sae-emotions report {asked.run} --again shows it.")
+    print(f"{asked.run / 'validity.json'} is written; sae-emotions report {asked.run} shows it.")
     return 0
 
 

@@ -91,7 +91,7 @@ def slopes(
 
     With `reached`, readouts get the residual stream after that block instead of logits.
     """
-    for some in _batches(asked):
+    for some in by_length([len(one.ids) + len(one.after) for one in asked]):
         texts = [asked[n] for n in some]
         most = max(len(one.ids) + len(one.after) for one in texts)
         # Padding lies on the right, where no real position looks.
@@ -135,11 +135,11 @@ def projection_effect(slope: Slope, vector_D: torch.Tensor, usual_D: torch.Tenso
     return float(-(((slope.x_SD - usual_D) @ vector_D) * (slope.grad_SD @ vector_D)).sum())
 
 
-def _batches(asked: Sequence[Asked]) -> Iterator[list[int]]:
-    length = [len(one.ids) + len(one.after) for one in asked]
+def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of the texts that run together, shortest first."""
     held: list[int] = []
-    for n in sorted(range(len(asked)), key=lambda n: (length[n], n)):
-        if held and (len(held) + 1) * length[n] > BATCH_TOKENS:
+    for n in sorted(range(len(lengths)), key=lambda n: (lengths[n], n)):
+        if held and (len(held) + 1) * lengths[n] > BATCH_TOKENS:
             yield held
             held = []
         held.append(n)

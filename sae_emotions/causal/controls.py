@@ -15,6 +15,7 @@ from sae_emotions.causal.texts import Firing
 SHARE_FACTOR, SIZE_FACTOR = 2.0, 1.5  # a match is within these factors of the feature
 FIRES_IN = 0.75  # share of the feature's texts in which a control must fire
 REFERENCE = 5  # controls that a feature's effect is measured against, at least
+MOST = 32  # the same, at most
 TESTABLE = 0.8  # share of features whose readout can be moved at all (seen: .81)
 NEW = 1.0  # how much nearer, in tolerances, a control must be that no other feature uses yet
 
@@ -94,44 +95,10 @@ def match(
 def controls_each(held_back: int, features: int) -> int:
     """Controls a feature so that `held_back` are judged in all, though some features will turn out not to be testable.
 
-    An even number: half of them are the reference.
+    An even number: half of them are the reference. At least `REFERENCE` are, and at most `MOST`, since the further ones are the
+    less like the feature.
     """
-    return 2 * max(math.ceil(held_back / (TESTABLE * max(features, 1))), REFERENCE)
-
-
-class Roles(NamedTuple):
-    """What each of a feature's controls is for. Those that are neither reference nor held back are further ones."""
-
-    reference_K: np.ndarray
-    """bool: the feature is measured against them"""
-    held_K: np.ndarray
-    """bool: judged like the feature, and run whatever the screen says of them"""
-    let_K: np.ndarray
-    """bool: the screen that chose the features would choose them too; true of all further ones"""
-    kept_out: int
-    """further ones that the screen does not choose, so that they need no run"""
-
-
-FURTHER = 8  # further controls that the screen is asked for, in times of the held-back ones
-
-
-def dealt(
-    found: Matched, score_K: np.ndarray, limit: float, each: int, rng: np.random.Generator
-) -> tuple[Matched, Roles]:
-    """Deal a feature's controls blindly: half of the first `each` are its reference, half held back, the others further ones.
-
-    `score_K` is what the screen says of them, `limit` the highest score that it lets through. What it keeps out of the
-    further ones is not among the controls that come back.
-    """
-    order = rng.permutation(len(found.controls_K))
-    first, let_K = order[:each], score_K <= limit
-    reference_K, held_K, further_K = (np.zeros(len(order), bool) for _ in range(3))
-    held_K[first[: len(first) // 2]] = True
-    reference_K[first[len(first) // 2 :]] = True
-    further_K[order[each:]] = True
-    run_K = reference_K | held_K | (further_K & let_K)
-    kept = Matched(found.controls_K[run_K], found.within_K[run_K])
-    return kept, Roles(reference_K[run_K], held_K[run_K], let_K[run_K], int((~run_K).sum()))
+    return 2 * min(max(math.ceil(held_back / (TESTABLE * max(features, 1))), REFERENCE), MOST)
 
 
 def halves(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,12 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sae_emotions.causal.controls import Matched, Roles
+from sae_emotions.causal.controls import Matched
 from sae_emotions.causal.joint import Group
-from sae_emotions.causal.profile import Changes, Profile, Readings, read
+from sae_emotions.causal.linear import Removable
+from sae_emotions.causal.profile import Changes, Profile, Readings, joined, read
 from sae_emotions.causal.readouts import WordTree
 from sae_emotions.causal.runners import Runner
 from sae_emotions.causal.runs import Removal, Text
+from sae_emotions.causal.screen import Screened
 
 ZEROS = 4  # texts on which a removal of nothing is run
 WHOLE = 2  # texts a feature on which words of several tokens are followed through all of their tokens
@@ -39,18 +41,15 @@ class Design(NamedTuple):
     uses: Sequence[np.ndarray]
     """per feature: its texts"""
     matches: Sequence[Matched]
-    roles: Sequence[Roles]
+    held: Sequence[np.ndarray]
+    """per feature: which of its controls are held back, bool; the others are its reference"""
     own_F: np.ndarray
     """number of each feature's concept"""
     profiles: Mapping[int, Profile]
     """how each concept is read"""
-    directions_LD: torch.Tensor
-    dense_CD: torch.Tensor
-    """unit vectors, one a concept"""
-    random: Mapping[int, torch.Tensor]
-    """feature -> unit vector that stands in for its direction; for some of the features"""
-    usual_D: torch.Tensor
-    """mean residual over the editable positions of all texts: what a projection on a dense vector leaves in its place"""
+    removable: Removable
+    screened: Screened
+    """which removals are run"""
     groups: Sequence[Group]
 
 
@@ -73,11 +72,12 @@ def _wanted(design: Design, tree: WordTree, t: int) -> dict[Key, set[int]]:
         if t not in design.uses[f]:
             continue
         own = int(design.own_F[f])
-        want("feature", int(place), range(len(tree.tokens)) if t in design.uses[f][:WHOLE] else needed[own])
-        if f in design.random:
+        if design.screened.feature_F[f]:
+            want("feature", int(place), range(len(tree.tokens)) if t in design.uses[f][:WHOLE] else needed[own])
+            want("dense", own, needed[own])
+        if f in design.screened.random:
             want("random", f, needed[own])
-        want("dense", own, needed[own])
-        for control in design.matches[f].controls_K:
+        for control in design.matches[f].controls_K[design.screened.held[f]]:
             want("control", int(control), needed[own])
     for g, group in enumerate(design.groups):
         if t in group.texts:
@@ -118,14 +118,14 @@ def _removals(design: Design, tree: WordTree, t: int) -> Iterator[tuple[Key, Rem
     groups = {number: places_M for number, _, places_M in _control_groups(design)}
     for (kind, number), nodes in _wanted(design, tree, t).items():
         if kind == "dense":
-            removal = projection_of(text, design.dense_CD[number], design.usual_D)
+            removal = projection_of(text, design.removable.dense_CD[number], design.removable.usual_D)
         elif kind == "random":
-            own = removal_of(text, acts_SL, [int(design.features_F[number])], design.directions_LD)
-            unit_D = design.random[number].to(text.x_QD.device)
+            own = removal_of(text, acts_SL, [int(design.features_F[number])], design.removable.directions_LD)
+            unit_D = design.removable.random[number].to(text.x_QD.device)
             removal = own._replace(amount_P=own.amount_P * own.direction_D.norm(), direction_D=unit_D)
         else:
             places = {"joint": lambda: design.groups[number].members_M, "joint control": lambda: groups[number]}  # noqa: B023
-            removal = removal_of(text, acts_SL, places.get(kind, lambda: [number])(), design.directions_LD)  # noqa: B023
+            removal = removal_of(text, acts_SL, places.get(kind, lambda: [number])(), design.removable.directions_LD)  # noqa: B023
         if len(removal.positions_P):
             yield (kind, number), removal._replace(nodes=tuple(sorted(nodes)))
 
@@ -138,35 +138,38 @@ class Amount(NamedTuple):
     """of texts, prompts and nodes, all removals together, each from its first change on"""
     whole: float
     """the same, each from the text's first position on"""
-    unshared: float
-    """the same, with a run of its own for each feature, intervention and text: none serves several features"""
+    judged: float
+    """positions of whole passes for all that is judged, run or not: one for each feature, control and other intervention on
+    it, and text in which that acts; none serves several features"""
 
 
 def amount(design: Design, tree: WordTree) -> Amount:
     """Count what `measure` will run."""
     removals, positions, whole = 0, 0.0, 0.0
-    runs: dict[Key, dict[int, int]] = {}
     for t, text in enumerate(design.texts):
-        for key, removal in _removals(design, tree, t):
+        for _, removal in _removals(design, tree, t):
             removals += 1
             positions += text.packed.stem - min(removal.first, text.packed.stem - 1) + len(removal.nodes)
             whole += text.packed.stem + len(removal.nodes)
-            runs.setdefault(key, {})[t] = text.packed.stem
-    unshared = 0.0
+    return Amount(removals, positions, whole, _judged(design, tree))
+
+
+def _judged(design: Design, tree: WordTree) -> float:
+    acts_TL = np.stack([(acts_SL > 0).any(0).numpy() for acts_SL in design.acts])
     nodes = {own: len(tree.nodes_of(map(int, profile.words))) for own, profile in design.profiles.items()}
+    stem_T = np.array([text.packed.stem for text in design.texts])
+    total = 0.0
     for f, texts in enumerate(design.uses):
-        own = int(design.own_F[f])
-        keys = [("feature", int(design.features_F[f])), ("dense", own), ("random", f)]
-        keys += [("control", int(place)) for place in design.matches[f].controls_K]
-        unshared += _positions(runs, keys, texts, nodes[own])
-    for g, group in enumerate(design.groups):
-        keys = [("joint", g), *(("joint control", number) for number, of, _ in _control_groups(design) if of == g)]
-        unshared += _positions(runs, keys, group.texts, nodes[group.own])
-    return Amount(removals, positions, whole, unshared)
-
-
-def _positions(runs: dict[Key, dict[int, int]], keys: Iterable[Key], texts: np.ndarray, nodes: int) -> float:
-    return float(sum(runs[key][int(t)] + nodes for key in keys if key in runs for t in texts if int(t) in runs[key]))
+        places = [int(design.features_F[f]), *design.matches[f].controls_K]
+        runs_T = (
+            acts_TL[np.ix_(texts, places)].sum(1) + 1 + (f in design.removable.random)
+        )  # the dense vector acts everywhere
+        total += float(runs_T @ (stem_T[texts] + nodes[int(design.own_F[f])]))
+    for group in design.groups:
+        cost_T = stem_T[group.texts] + nodes[group.own]
+        members = [group.members_M, *group.controls_KM]
+        total += float(sum(acts_TL[np.ix_(group.texts, some)].any(1) @ cost_T for some in members))
+    return total
 
 
 class Measured(NamedTuple):
@@ -215,14 +218,15 @@ class JointEffects(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """Of every feature, on its own concept's words."""
+    """Of every feature, on its own concept's words; NaN where the screen lets nothing be run."""
 
     feature: Readings
     rank_F: np.ndarray
-    """rank of its own word among all words by the mean change; 1 is lowered most"""
+    """rank of its own word among all words by the mean change; 1 is lowered most, 0 where it was not run"""
     dense: Readings
     controls: list[Readings]
     random: list[Readings]
+    """of each feature's one random direction, where it has one"""
     joint: JointEffects
 
 
@@ -241,31 +245,29 @@ def _rank(by_text: Changes, texts: np.ndarray, own: int) -> int:
 
 def effects(measured: Measured, design: Design) -> Effects:
     """Effects of each feature, its dense vector, its controls (in the order of its matches) and random directions."""
-    changes = measured.changes
-    rank, controls, random = [], [], []
-    feature, dense = [], []
+    changes, let = measured.changes, design.screened
+    feature, dense, controls, random = [], [], [], []
+    rank_F = np.zeros(len(design.uses), int)
     for f, texts in enumerate(design.uses):
         own, place = int(design.own_F[f]), int(design.features_F[f])
-        profile = design.profiles[own]
-        feature.append(read([changes["feature", place]], texts, profile))
-        dense.append(read([changes["dense", own]], texts, profile))
-        rank.append(_rank(changes["feature", place], texts, own))
-        controls.append(read(_of(changes, "control", design.matches[f].controls_K), texts, profile))
-        random.append(read([changes["random", f]] if f in design.random else [], texts, profile))
-    joint = _joint(changes, design)
-    return Effects(joined(feature), np.array(rank, dtype=int), joined(dense), controls, random, joint)
+        profile, run = design.profiles[own], bool(let.feature_F[f])
+        feature.append(read([changes["feature", place]], texts, profile) if run else UNKNOWN)
+        dense.append(read([changes["dense", own]], texts, profile) if run else UNKNOWN)
+        if run:
+            rank_F[f] = _rank(changes["feature", place], texts, own)
+        found = read(_of(changes, "control", design.matches[f].controls_K), texts, profile)
+        controls.append(Readings(*(np.where(let.held[f], one_K, np.nan) for one_K in found)))
+        run = f in let.random
+        one = read([changes["random", f]], texts, profile) if run else UNKNOWN
+        random.append(one if f in design.removable.random else joined([]))
+    return Effects(joined(feature), rank_F, joined(dense), controls, random, _joint(changes, design))
+
+
+UNKNOWN = Readings(*(np.array([np.nan]) for _ in Readings._fields))
 
 
 def _of(changes: Mapping[Key, Changes], kind: str, numbers: Iterable[int]) -> list[Changes]:
     return [changes.get((kind, int(number)), {}) for number in numbers]
-
-
-def joined(some: Sequence[Readings]) -> Readings:
-    """Readings of all removals, one after the other."""
-    return Readings(*(np.concatenate([np.zeros(0), *column]) for column in zip(*some, strict=True))) if some else NONE
-
-
-NONE = Readings(np.zeros(0), np.zeros(0), np.zeros(0))
 
 
 def _joint(changes: Mapping[Key, Changes], design: Design) -> JointEffects:

@@ -1,66 +1,64 @@
 """What the causal test costs: before anything is known but the model's shape, and what was counted in the end.
 
-The estimate is calibrated on the default run's dictionary, where 200 of 1,036 labelled features took 24,420 removals.
+The estimate is calibrated on the default run's dictionary of 1,036 labelled features.
 """
 
 from typing import Any
 
-from sae_emotions.causal.controls import FURTHER, controls_each
+from sae_emotions.causal.controls import controls_each
 from sae_emotions.config import AblateConfig
 
 POSITIONS = 95  # positions a removal computes in each block above the hook: a text from where the feature first fires
 SLOTS = 2.5  # positions a removal unembeds
-SHARED = 0.22  # runs of controls a pair of feature and control and text, since features share them
+SHARED = 0.22  # runs of controls a pair of feature and control and text where all are run, since features share them
+LET = 0.5  # controls that the screen lets through, in times of the same share of them as of the features
 NEUTRAL = 13  # positions a latent and neutral text: it is silent in two of three, and 40 follow where it fires
 DENSE = 0.65  # projections a feature and text, since features of one concept share them
-LET = 0.09  # further controls that the screen lets through; hardly any is shared
 GROUPS = 0.2  # concepts with several labelled features, a labelled feature
-CONCEPTS = 0.27  # concepts with any, a labelled feature
+MEMBERS = 15  # removals a group and text of its members alone
+TEXTS = 90  # texts that are screened
+PASSES = 16  # passes up and back for one of them
 STORY = 125  # tokens of a text with the prompt
 
 
 def estimate(
     settings: AblateConfig, labelled: int, blocks: tuple[int, int], block_flops: float, unembedding_flops: float
 ) -> float:
-    """Floating-point operations of testing `labelled` labelled features, or as many of them as are to be tested.
+    """Floating-point operations of testing `labelled` labelled features, of which the screen lets some through to a run.
 
     `blocks` are those up to the hook and above it; `block_flops` and `unembedding_flops` are those of one position (twice
     the number of weights).
     """
     from sae_emotions.causal.collateral import CONTROLS
     from sae_emotions.causal.joint import CONTROLS as CONTROL_GROUPS
-    from sae_emotions.causal.joint import MOST, TEXTS
+    from sae_emotions.causal.joint import MOST
+    from sae_emotions.causal.joint import TEXTS as TEXTS_TOGETHER
 
     below, above = blocks
     features = min(labelled, settings.features or labelled)
-    each = controls_each(settings.controls, features)
-    further = LET * FURTHER * each / 2 if features < labelled else 0
-    removals = settings.max_texts * (
-        features * (1 + DENSE + SHARED * each + further) + min(settings.random_directions, features)
-    )
-    removals += (
-        min(MOST, GROUPS * labelled) * TEXTS * (3 + CONTROL_GROUPS)
-    )  # members that are not run anyway: about two
+    held_back = controls_each(settings.controls, labelled) / 2
+    removals = settings.max_texts * features * (1 + DENSE + held_back * (SHARED if features == labelled else LET))
+    removals += min(MOST, GROUPS * labelled) * TEXTS_TOGETHER * (1 + CONTROL_GROUPS + MEMBERS)
     neutral = settings.neutral_texts * (features + CONTROLS) * NEUTRAL if features else 0
     ablation = removals * (POSITIONS * above * block_flops + SLOTS * unembedding_flops)
-    screened = settings.screen_texts * CONCEPTS * labelled * STORY * (below + 2 * above) * block_flops
+    screened = min(TEXTS, settings.max_texts * labelled) * STORY * (below + PASSES * above) * block_flops
     return screened + ablation + neutral * (above * block_flops + unembedding_flops)
 
 
-def counted(unshared: float, whole: float, blocks: int, spent: dict[str, float]) -> dict[str, Any]:
+def counted(judged: float, whole: float, blocks: int, spent: dict[str, float]) -> dict[str, Any]:
     """Block-token products computed, and how many times fewer they are than those of whole forward passes.
 
-    `spent` has positions times blocks of every phase. `unshared` are the positions of one whole pass for each feature, each
+    `spent` has positions times blocks of every phase. `judged` are the positions of one whole pass for each feature, each
     intervention on it (itself, each control, its dense vector, its random direction, its group's) and each text in which that
-    fires, neutral ones included; `whole` those of one whole pass for each removal that was run, which may serve several
-    features.
+    acts, neutral ones included, whether the screen lets it through to a run or not; `whole` those of one whole pass for each
+    removal that was run, which may serve several features.
     """
     total = sum(spent.values())
     return {
         "block_tokens": total,
         "block_tokens_by_phase": spent,
-        "block_tokens_of_full_forwards": unshared * blocks,
-        "times_fewer_than_full_forwards": unshared * blocks / total if total else None,
+        "block_tokens_of_full_forwards": judged * blocks,
+        "times_fewer_than_full_forwards": judged * blocks / total if total else None,
         "block_tokens_of_full_forwards_a_removal": whole * blocks,
         "times_fewer_than_full_forwards_a_removal": whole * blocks / total if total else None,
     }

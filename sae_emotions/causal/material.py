@@ -1,7 +1,6 @@
 """What the causal test reads: labels, the dictionary, the dense vectors, and the concept texts as token ids.
 
-Shapes: F labelled features, L latents (features first, then candidates for controls), C concepts, D residual width, X
-labelled features in any order.
+Shapes: F labelled features, L latents (features first, then candidates for controls), C concepts, D residual width.
 """
 
 from collections import defaultdict
@@ -41,11 +40,9 @@ class Material(NamedTuple):
     concepts: ConceptSet
     dictionary: Dictionary
     latents_L: np.ndarray
-    """numbers of the labelled features, those that are to be tested first, then of the candidates"""
+    """numbers of the labelled features, then of the candidates"""
     own_F: np.ndarray
     """number of each labelled feature's concept, which is also its word's"""
-    chosen: int
-    """how many of the labelled features are to be tested"""
     norms_L: np.ndarray
     """norms of the decoder directions"""
     dense_CD: torch.Tensor
@@ -64,16 +61,6 @@ class Material(NamedTuple):
     def candidates_C(self) -> np.ndarray:
         """Places of the candidates for controls among the latents."""
         return np.arange(len(self.own_F), len(self.latents_L))
-
-    def ordered(self, first_X: np.ndarray, chosen: int) -> "Material":
-        """The same with the labelled features in another order, of which the first `chosen` are to be tested."""
-        order_L = np.concatenate([first_X, self.candidates_C])
-        return self._replace(
-            latents_L=self.latents_L[order_L],
-            own_F=self.own_F[first_X],
-            norms_L=self.norms_L[order_L],
-            chosen=chosen,
-        )
 
 
 def _labels(run: Path, name: str) -> dict[str, np.ndarray]:
@@ -147,7 +134,6 @@ def gather(config: RunConfig, run: Path, name: str) -> Material:
         dictionary,
         latents_L,
         np.array([number[label] for label in labels["label"][tested_X]], dtype=np.int64),
-        len(tested_X),
         dictionary.W_dec_FD[torch.from_numpy(latents_L)].norm(dim=1).numpy(),
         dense_vectors(run, name, len(concepts.concepts), dictionary.d_in),
         [held_out[n] for n in rng.permutation(len(held_out))],

@@ -72,9 +72,9 @@ class Readings(NamedTuple):
 
     @property
     def specific_N(self) -> np.ndarray:
-        """The profile's change in units of the scatter: what is judged. 0 where nothing changes."""
+        """The profile's change in units of the scatter: what is judged. 0 where nothing changes, NaN where nothing was run."""
         none_N = np.zeros_like(self.profile_N)
-        return np.divide(self.profile_N, self.scatter_N, out=none_N, where=self.scatter_N > 0)
+        return np.divide(self.profile_N, self.scatter_N, out=none_N, where=self.scatter_N != 0)
 
     def some(self, which_N: np.ndarray) -> "Readings":
         """Some of the removals."""
@@ -89,7 +89,19 @@ def read(removals: Sequence[Changes], texts: Sequence[int] | np.ndarray, profile
         for t in texts:
             if int(t) in by_text:
                 mean_NC[n, words] += by_text[int(t)][1][words]
-    mean_NC /= max(len(texts), 1)
-    out_NX = mean_NC[:, profile.outside]
-    scatter_N = out_NX.std(1) if len(profile.outside) >= FEWEST else np.ones(len(removals))
-    return Readings(mean_NC[:, profile.own] - out_NX.mean(1), mean_NC @ profile.weight_C, scatter_N)
+    return readings(mean_NC / max(len(texts), 1), profile)
+
+
+def readings(change_NC: np.ndarray, profile: Profile) -> Readings:
+    """Read removals by their mean changes of all words, nats."""
+    out_NX = change_NC[:, profile.outside]
+    scatter_N = out_NX.std(1) if len(profile.outside) >= FEWEST else np.ones(len(change_NC))
+    return Readings(change_NC[:, profile.own] - out_NX.mean(1), change_NC @ profile.weight_C, scatter_N)
+
+
+NONE = Readings(np.zeros(0), np.zeros(0), np.zeros(0))
+
+
+def joined(some: Sequence[Readings]) -> Readings:
+    """Readings of all removals, one after the other."""
+    return Readings(*(np.concatenate(column) for column in zip(NONE, *some, strict=True))) if some else NONE

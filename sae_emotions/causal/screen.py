@@ -1,90 +1,77 @@
-"""The screen: which labelled features are worth an exact test, by first-order attribution on selection texts.
+"""The screen: which removals are worth an exact run, by what they do to first order on the very texts of the test.
 
-The exact test is made on held-out texts, but what a latent does by chance it does on all texts, so those chosen here are ahead
-there as well. The choice is therefore part of the test (`verdict.Screening`): matched controls go through the same screen.
-Shapes: C concepts that have a label, L latents of the dictionary, X labelled features.
+First-order effects are judged as exact ones are, and those that are not extreme are not run. This choice is part of the test
+(`verdict.judge`): controls and random directions go through the same screen.
+Shapes: F features, K controls of one feature, N removals, R directions among the words, L latents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from sae_emotions.causal.attribute import attribution, slopes, words_asked
-from sae_emotions.causal.material import Material
-from sae_emotions.causal.profile import Profile
-from sae_emotions.causal.readouts import WordTree
-from sae_emotions.progress import Progress
-from sae_emotions.upper import Upper
+from sae_emotions.causal.controls import Matched
+from sae_emotions.causal.linear import Linear
+from sae_emotions.causal.profile import Profile, Readings, joined
+from sae_emotions.causal.verdict import units
+
+FEWEST = 8  # pairs, below which a rank correlation says nothing
 
 
 class Screened(NamedTuple):
-    """First-order effects on the profiles of the concepts that have a label, on those concepts' own selection texts."""
+    """What all removals of the test do to first order, and which are let through to a run."""
 
-    concepts_C: np.ndarray
-    """numbers of the concepts"""
-    texts_C: np.ndarray
-    """texts of each"""
-    effect_CL: np.ndarray
-    """mean first-order effect of removing each latent, nats; 0 where it is silent"""
-    fires_CL: np.ndarray
-    """texts in which it fires"""
-    score_CL: np.ndarray
-    """the effect in units of what the candidates for controls do for as much that they add; 0 where it is silent"""
+    feature: Readings
+    dense: Readings
+    controls: list[Readings]
+    """of each feature's controls, in the order of its matches"""
+    unit_F: np.ndarray
+    """spread of each feature's reference controls; NaN where there are too few"""
+    limit: float
+    """the highest z that is let through; infinite where nothing is kept out"""
+    feature_F: np.ndarray
+    """let through, bool"""
+    held: list[np.ndarray]
+    """per feature: which of its controls are held back and let through, bool, K"""
+    random: frozenset[int]
+    """features whose random direction is let through"""
 
-    def of(self, concept_X: np.ndarray, latent_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Effects and scores of latents, each on the profile of one of the concepts."""
-        row_X = np.searchsorted(self.concepts_C, concept_X)
-        return self.effect_CL[row_X, latent_X], self.score_CL[row_X, latent_X]
-
-
-def screen(upper: Upper, tree: WordTree, material: Material, profiles: Mapping[int, Profile], texts: int) -> Screened:
-    """Attribute the profiles of all labelled concepts to all latents, on up to `texts` selection texts a concept."""
-    concepts_C = np.unique(material.own_F)
-    asked, row_T = [], []
-    for row, concept in enumerate(concepts_C):
-        for story in material.selection.get(int(concept), [])[:texts]:
-            asked.append(words_asked(tree, story.ids, profiles[int(concept)]))
-            row_T.append(row)
-    shape = (len(concepts_C), material.dictionary.d_sae)
-    effect_CL, removed_CL, fires_CL = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
-    norm_L = material.dictionary.W_dec_FD.norm(dim=1).numpy()
-    with Progress("screen", len(asked), "texts") as bar:
-        for n, slope in slopes(upper, asked, material.special):
-            found = attribution(material.dictionary, slope)
-            effect_CL[row_T[n], found.latent_N] += found.effect_N
-            removed_CL[row_T[n], found.latent_N] += found.amount_N * norm_L[found.latent_N]
-            fires_CL[row_T[n], found.latent_N] += 1
-            bar.advance(1)
-    texts_C = np.bincount(row_T, minlength=len(concepts_C))
-    free_K = material.latents_L[material.candidates_C]
-    return Screened(
-        concepts_C,
-        texts_C,
-        effect_CL / np.maximum(texts_C, 1)[:, None],
-        fires_CL,
-        _scores(effect_CL, removed_CL, free_K),
-    )
+    @property
+    def z_F(self) -> np.ndarray:
+        """First-order z of the features."""
+        return np.asarray(self.feature.specific_N / self.unit_F)
 
 
-def _scores(effect_CL: np.ndarray, removed_CL: np.ndarray, free_K: np.ndarray) -> np.ndarray:
-    """Effect per removed norm, in units of the root mean square of the same over the latents `free_K` that fire."""
-    rate_CL = np.divide(effect_CL, removed_CL, out=np.zeros_like(effect_CL), where=removed_CL > 0)
-    there_CK = removed_CL[:, free_K] > 0
-    square_C = (rate_CL[:, free_K] ** 2 * there_CK).sum(1) / np.maximum(there_CK.sum(1), 1)
-    unit_C1 = np.sqrt(square_C)[:, None]
-    return np.divide(rate_CL, unit_C1, out=np.zeros_like(rate_CL), where=unit_C1 > 0)
+def screen(
+    found: Linear,
+    places_F: np.ndarray,
+    own_F: np.ndarray,
+    profiles: Mapping[int, Profile],
+    uses: Sequence[np.ndarray],
+    matches: Sequence[Matched],
+    held: Sequence[np.ndarray],
+    most: int | None,
+) -> Screened:
+    """Let through the `most` features of lowest first-order z (None: all), and held-back controls and random directions as low.
 
-
-def chosen(score_X: np.ndarray, most: int | None) -> np.ndarray:
-    """The labelled features in the order in which they are tested, lowest score first; all keep their order if all are.
-
-    The first `most` are to be tested.
+    `held` says which controls are held back; the others are the reference.
     """
-    if most is None or most >= len(score_X):
-        return np.arange(len(score_X))
-    order_X = np.argsort(score_X, kind="stable")
-    return np.concatenate([np.sort(order_X[:most]), np.sort(order_X[most:])])
+    feature, dense, controls, random = [], [], [], {}
+    for f, (place, own, texts) in enumerate(zip(places_F, own_F, uses, strict=True)):
+        profile, mean_RL = profiles[int(own)], found.latents_TRL[texts].mean(0, dtype=np.float64)
+        feature.append(found.read(mean_RL[:, [int(place)]], profile))
+        controls.append(found.read(mean_RL[:, matches[f].controls_K], profile))
+        dense.append(found.read(found.dense_TRC[texts][:, :, [int(own)]].mean(0, dtype=np.float64), profile))
+        if f in found.random:
+            random[f] = float(found.read(found.random[f][:, None], profile).specific_N[0])
+    unit_F = units([one.specific_N[~held_K] for one, held_K in zip(controls, held, strict=True)])
+    all_features = joined(feature)
+    z_F = all_features.specific_N / unit_F
+    known = np.sort(z_F[np.isfinite(z_F)])
+    limit = float(known[most - 1]) if most is not None and most < len(known) else np.inf
+    let = [held_K & (one.specific_N / unit <= limit) for one, held_K, unit in zip(controls, held, unit_F, strict=True)]
+    through = frozenset(f for f, specific in random.items() if specific / unit_F[f] <= limit)
+    return Screened(all_features, joined(dense), controls, unit_F, limit, z_F <= limit, let, through)
 
 
 class Agreement(NamedTuple):
@@ -94,9 +81,6 @@ class Agreement(NamedTuple):
     low: float | None
     high: float | None
     pairs: int
-
-
-FEWEST = 8  # pairs, below which a rank correlation says nothing
 
 
 def agreement(first_N: np.ndarray, exact_N: np.ndarray) -> Agreement:

@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, traits
+from sae_emotions.causal.controls import FIRES_IN, SHARE_FACTOR, SIZE_FACTOR, Traits, traits
 from sae_emotions.causal.effects import Design, Effects
 from sae_emotions.causal.joint import redundancy
+from sae_emotions.causal.linear import HELD
 from sae_emotions.causal.material import Material
 from sae_emotions.causal.profile import FEWEST, Readings
-from sae_emotions.causal.screen import Agreement, Screened, agreement
+from sae_emotions.causal.screen import Agreement, agreement
 from sae_emotions.causal.texts import LEAST, STRONGEST, Firing
 from sae_emotions.causal.verdict import DENSE_P, Judged
 from sae_emotions.config import AblateConfig
 from sae_emotions.schema import TABLES, write_table
-
-LOWEST = 20  # latents a concept in the screen's table, beside its labelled features
 
 
 class Collateral(NamedTuple):
     """Mean KL on neutral texts, nats a token."""
 
     kl_F: np.ndarray
+    """NaN where the screen kept a feature out"""
     limit: float | None
     """the controls' 95th percentile"""
     controls: int
@@ -49,7 +49,6 @@ class Outcome(NamedTuple):
     groups: Judged
     """the joint removals of the design's groups"""
     collateral: Collateral
-    screened: Screened
 
 
 def _number(value: float) -> float | None:
@@ -59,6 +58,7 @@ def _number(value: float) -> float | None:
 def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
     rows = []
     design, found, judged = outcome.design, outcome.effects, outcome.judged
+    screened = design.screened
     for f, place in enumerate(design.features_F):
         texts = design.uses[f]
         seen = traits(outcome.firing, material.norms_L, texts)
@@ -68,62 +68,69 @@ def _effect_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
             "concept": material.concepts.concepts[int(material.own_F[place])].name,
             "texts": len(texts),
         }
-
-        def row(kind: str, of: dict[str, Any], share: float, norm: float, *one: float) -> None:
-            word, profile, specific, z = map(float, one)
-            rows.append(
-                {
-                    **shared,  # noqa: B023 - called within this turn of the loop alone
-                    "kind": kind,
-                    **of,
-                    "active_share": share,
-                    "removed_norm": norm,
-                    "effect": word,
-                    "profile": profile,
-                    "specific": specific,
-                    "z": _number(z),
-                }
-            )
-
-        share, size = float(seen.share_L[place]), float(seen.size_L[place])
-        row("feature", {}, share, size, *_figures(found.feature, f, unit))
-        *dense, _ = _figures(found.dense, f, unit)
-        row("dense", {}, 1.0, _dense_norm(design, f), *dense, judged.dense_z_F[f])
+        own = _traits(seen, int(place))
+        rows.append(
+            shared | {"kind": "feature"} | own | _figures(found.feature, f, unit) | _first(screened.feature, f, unit)
+        )
+        dense = _figures(found.dense, f, np.nan) | {
+            "active_share": 1.0,
+            "removed_norm": _dense_norm(design, f) if screened.feature_F[f] else None,
+            "first_order": _number(screened.dense.profile_N[f]),
+            "first_order_z": _number(judged.dense_z_F[f]),
+        }
+        rows.append(shared | {"kind": "dense"} | dense)
         for k, control in enumerate(design.matches[f].controls_K):
-            roles = design.roles[f]
-            half = "reference" if roles.reference_K[k] else "held_back" if roles.held_K[k] else "further"
-            of = {"control": int(material.latents_L[control]), "half": half, "let_through": bool(roles.let_K[k])}
-            traits_of = float(seen.share_L[control]), float(seen.size_L[control])
-            row("control", of, *traits_of, *_figures(found.controls[f], k, unit))
-        for k in range(len(found.random[f].word_N)):
-            row("random", {}, share, size, *_figures(found.random[f], k, unit))
+            held, let = bool(design.held[f][k]), bool(screened.held[f][k])
+            of = {"control": int(material.latents_L[control]), "half": "held_back" if held else "reference"}
+            figures = _figures(found.controls[f], k, unit) | _first(screened.controls[f], k, unit)
+            let_through = {"let_through": let} if held else {}
+            rows.append(shared | {"kind": "control"} | of | let_through | _traits(seen, int(control)) | figures)
+        rows += [
+            shared | {"kind": "random"} | own | _figures(found.random[f], k, unit)
+            for k in range(len(found.random[f].word_N))
+        ]
     return rows
 
 
-def _figures(found: Readings, n: int, unit: float) -> tuple[float, float, float, float]:
-    specific = float(found.specific_N[n])
-    return float(found.word_N[n]), float(found.profile_N[n]), specific, specific / unit
+def _traits(seen: Traits, place: int) -> dict[str, Any]:
+    return {"active_share": float(seen.share_L[place]), "removed_norm": float(seen.size_L[place])}
+
+
+def _figures(found: Readings, n: int, unit: float) -> dict[str, Any]:
+    """Of an exact removal; null where none was run."""
+    return {
+        "effect": _number(found.word_N[n]),
+        "profile": _number(found.profile_N[n]),
+        "specific": _number(found.specific_N[n]),
+        "z": _number(found.specific_N[n] / unit),
+    }
+
+
+def _first(found: Readings, n: int, unit: float) -> dict[str, Any]:
+    return {"first_order": _number(found.profile_N[n]), "first_order_z": _number(found.specific_N[n] / unit)}
 
 
 def _dense_norm(design: Design, f: int) -> float:
     """Mean length of what the projection on the concept's dense vector removes."""
-    vector_D = design.dense_CD[int(design.own_F[f])]
+    vector_D = design.removable.dense_CD[int(design.own_F[f])]
     lengths = []
     for t in design.uses[f]:
         text = design.texts[int(t)]
-        away_PD = (text.x_QD[text.keep_Q].float() - design.usual_D).cpu()
+        away_PD = (text.x_QD[text.keep_Q].float() - design.removable.usual_D).cpu()
         lengths.append(float((away_PD @ vector_D).abs().mean()))
     return float(np.mean(lengths))
 
 
 def _verdict(judged: Judged, specific: float, f: int, q: float) -> tuple[str, str]:
-    if not np.isfinite(judged.z_F[f]):
+    if not np.isfinite(judged.unit_F[f]):
         return "not testable", "too few matched controls fire on its texts"
     if not judged.tested_F[f]:
         p = judged.dense_p_F[f]
         return "not testable", f"removing its concept's dense vector does not move the words either (p = {p:.2g})"
     if judged.confirmed_F[f]:
         return "causal", f"q = {judged.q_F[f]:.2g} <= {q:g}"
+    if np.isnan(specific):
+        return "not shown", "its first-order effect is too small for an exact removal"
     if specific >= 0:
         return "not shown", "its removal does not lower the words"
     return "not shown", f"q = {judged.q_F[f]:.2g} > {q:g}"
@@ -132,43 +139,41 @@ def _verdict(judged: Judged, specific: float, f: int, q: float) -> tuple[str, st
 def _verdict_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
     rows = []
     place_of = {int(number): f for f, number in enumerate(outcome.enough)}
-    first = outcome.screened.of(material.own_F, material.latents_L[: len(material.own_F)])
-    for number, own in enumerate(material.own_F[: material.chosen]):
+    for number, own in enumerate(material.own_F):
         shared = {
             "feature": int(material.latents_L[number]),
             "concept": material.concepts.concepts[int(own)].name,
             "texts": len(outcome.uses[number]),
-            "first_order": float(first[0][number]),
-            "first_order_score": float(first[1][number]),
         }
         if number not in place_of:
             reason = f"fires in {len(outcome.uses[number])} held-out texts; {outcome.settings.min_texts} are needed"
             rows.append(shared | {"verdict": "not testable", "reason": reason})
             continue
-        f = place_of[number]
-        verdict, reason = _verdict(outcome.judged, outcome.effects.feature.specific_N[f], f, outcome.settings.q)
-        limit, kl = outcome.collateral.limit, float(outcome.collateral.kl_F[f])
-        known = outcome.collateral.texts > 0
-        rows.append(
-            shared
-            | {
-                "verdict": verdict,
-                "reason": reason,
-                "effect": float(outcome.effects.feature.word_N[f]),
-                "profile": float(outcome.effects.feature.profile_N[f]),
-                "specific": float(outcome.effects.feature.specific_N[f]),
-                "z": _number(outcome.judged.z_F[f]),
-                "p": _number(outcome.judged.p_F[f]),
-                "q": _number(outcome.judged.q_F[f]),
-                "rank": int(outcome.effects.rank_F[f]),
-                "dense_effect": float(outcome.effects.dense.word_N[f]),
-                "dense_profile": float(outcome.effects.dense.profile_N[f]),
-                "dense_p": _number(outcome.judged.dense_p_F[f]),
-                "kl": kl if known else None,
-                "kl_flag": kl > limit if known and limit is not None else None,
-            }
-        )
+        rows.append(shared | _verdict_row(outcome, place_of[number]))
     return rows
+
+
+def _verdict_row(outcome: Outcome, f: int) -> dict[str, Any]:
+    found, judged, screened = outcome.effects, outcome.judged, outcome.design.screened
+    verdict, reason = _verdict(judged, found.feature.specific_N[f], f, outcome.settings.q)
+    limit, kl, unit = outcome.collateral.limit, float(outcome.collateral.kl_F[f]), judged.unit_F[f]
+    known = outcome.collateral.texts > 0 and np.isfinite(kl)
+    return {
+        "verdict": verdict,
+        "reason": reason,
+        **_first(screened.feature, f, unit),
+        "removed": bool(screened.feature_F[f]),
+        **_figures(found.feature, f, unit),
+        "p": _number(judged.p_F[f]),
+        "q": _number(judged.q_F[f]),
+        "rank": int(found.rank_F[f]) or None,
+        "dense_effect": _number(found.dense.word_N[f]),
+        "dense_profile": _number(found.dense.profile_N[f]),
+        "dense_first_order": _number(screened.dense.profile_N[f]),
+        "dense_p": _number(judged.dense_p_F[f]),
+        "kl": kl if known else None,
+        "kl_flag": kl > limit if known and limit is not None else None,
+    }
 
 
 def _joint_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
@@ -200,30 +205,9 @@ def _joint_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
-def _screen_rows(material: Material, outcome: Outcome) -> list[dict[str, Any]]:
-    rows = []
-    found, labelled = outcome.screened, material.latents_L[: len(material.own_F)]
-    for row, concept in enumerate(found.concepts_C):
-        own = set(labelled[material.own_F == concept].tolist())
-        lowest = np.argsort(found.score_CL[row], kind="stable")[:LOWEST]
-        rows += [
-            {
-                "concept": material.concepts.concepts[int(concept)].name,
-                "feature": latent,
-                "labelled": latent in own,
-                "fires": int(found.fires_CL[row, latent]),
-                "texts": int(found.texts_C[row]),
-                "first_order": float(found.effect_CL[row, latent]),
-                "first_order_score": float(found.score_CL[row, latent]),
-            }
-            for latent in sorted(own | {int(n) for n in lowest if found.score_CL[row, n] < 0})
-        ]
-    return rows
-
-
 def write_tables(folder: Path, material: Material, outcome: Outcome | None) -> None:
-    """Write effects, verdicts, joint and screen; without an outcome they have no rows."""
-    writers = {"effects": _effect_rows, "verdicts": _verdict_rows, "joint": _joint_rows, "screen": _screen_rows}
+    """Write effects, verdicts and joint; without an outcome they have no rows."""
+    writers = {"effects": _effect_rows, "verdicts": _verdict_rows, "joint": _joint_rows}
     found = {name: rows(material, outcome) if outcome else [] for name, rows in writers.items()}
     for table, rows in found.items():
         names = [column.name for column in TABLES[table]]
@@ -248,21 +232,31 @@ def rule_text(settings: AblateConfig, words: int, single: int) -> str:
         "share of all features' held-back controls with a z at least as low. Causal: Benjamini-Hochberg q over the "
         f"tested features <= {settings.q:g} and a negative sum. Not testable: fires in too few texts, or setting the "
         "text's reading along its concept's dense vector to the mean of all texts, at every position, does not lower "
-        f"the sum of changes (p > {DENSE_P:g} by the same rule, in nats). Where features are left out, those are tested that "
-        "first-order attribution on selection texts of their concept finds strongest, for as much as they add. This choice is "
-        "part of the test: the others count among the tested ones with p = 1; controls, further ones included, go through the "
-        "same screen, and one that it keeps out counts in p as one whose z is not as low. Together: all "
+        f"the sum of changes (p > {DENSE_P:g} by the same rule, in nats and to first order). z's units are of first order, "
+        f"too: gradients along the fewest directions among the words' first tokens that hold {HELD:.0%} of all concepts' "
+        "weights. "
+        + (
+            f"The {settings.features} features of lowest first-order z are removed exactly, and the others count among the "
+            "tested ones with p = 1; a control is removed exactly where its first-order z is as low, and else counts in p as one "
+            "whose z is not as low. "
+            if settings.features is not None
+            else ""
+        )
+        + "Together: all "
         "labelled features of a concept are removed at once, from the texts in which they add most, against groups of "
         "controls, each matched with one of them; the same rule, with a false discovery rate over concepts."
     )
 
 
-_COUNTS = ("tested", "confirmed", "not_testable", "controls_tested", "controls_confirmed", "random_tested")
+_COUNTS = (
+    "removed", "tested", "confirmed", "not_testable", "controls_removed", "controls_tested", "controls_confirmed",
+    "random_tested", "random_confirmed", "removals", "texts",
+)  # fmt: skip
 
 
 def empty_summary(settings: AblateConfig, seconds: float) -> dict[str, Any]:
     """Summary of a dictionary without labelled features."""
-    counts = dict.fromkeys((*_COUNTS, "random_confirmed", "left_out", "removals", "texts"), 0)
+    counts = dict.fromkeys(_COUNTS, 0)
     return counts | {"labelled": 0, "rule": "There is no labelled feature, so nothing was tested.", "seconds": seconds}
 
 
@@ -271,32 +265,32 @@ def summarise(outcome: Outcome, material: Material, same_texts: Agreement) -> di
 
     `same_texts`: agreement of first-order with exact effects on the texts of the exact test.
     """
-    judged, matches = outcome.judged, outcome.design.matches
+    judged, matches, screened = outcome.judged, outcome.design.matches, outcome.design.screened
     tested = int(judged.tested_F.sum())
     within = np.concatenate([one.within_K for one in matches] or [np.zeros(0)])
     distinct = {int(place) for one in matches for place in one.controls_K}
+    limit, kl_F = outcome.collateral.limit, outcome.collateral.kl_F
+    let = [let_K for let_K, known in zip(screened.held, judged.tested_F, strict=True) if known]
     return {
         "labelled": len(material.own_F),
-        "left_out": len(material.own_F) - material.chosen,
+        "removed": int((screened.feature_F & judged.tested_F).sum()),
         "tested": tested,
         "confirmed": int(judged.confirmed_F.sum()),
-        "not_testable": material.chosen - tested,
+        "not_testable": len(material.own_F) - tested,
+        "controls_removed": int(sum(let_K.sum() for let_K in let)),
         "controls_tested": judged.controls_tested,
         "controls_confirmed": judged.controls_confirmed,
         "random_tested": judged.random_tested,
         "random_confirmed": judged.random_confirmed,
-        "held_back": int(sum(one.held_K.sum() for one in outcome.design.roles)),
         "distinct_controls": len(distinct),
         "controls_within_tolerance": float(within.mean()) if len(within) else None,
         "lowered_most": int(((outcome.effects.rank_F == 1) & judged.tested_F).sum()),
-        "kl_flagged": int((outcome.collateral.kl_F > outcome.collateral.limit).sum())
-        if outcome.collateral.limit is not None
-        else 0,
-        "kl_limit": outcome.collateral.limit,
+        "kl_flagged": int((kl_F[np.isfinite(kl_F)] > limit).sum()) if limit is not None else 0,
+        "kl_limit": limit,
         "kl_controls": outcome.collateral.controls,
         "kl_texts": outcome.collateral.texts,
         "joint": _joint_summary(outcome),
-        "screen": _screen_summary(outcome, material, same_texts),
+        "screen": _screen_summary(outcome, same_texts),
     }
 
 
@@ -318,17 +312,16 @@ def _joint_summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _screen_summary(outcome: Outcome, material: Material, same_texts: Agreement) -> dict[str, Any]:
-    """The screen's rank agreement with exact effects, and what it did to controls of the tested features."""
-    first, judged = outcome.screened, outcome.judged
-    own_F, number_F = material.own_F[outcome.enough], material.latents_L[outcome.enough]
-    tested = [roles for roles, tested in zip(outcome.design.roles, judged.tested_F, strict=True) if tested]
+def _screen_summary(outcome: Outcome, same_texts: Agreement) -> dict[str, Any]:
+    """What the screen let through, and how its effects rank against exact ones."""
+    screened, found = outcome.design.screened, outcome.effects
+    first = [screened.z_F[screened.feature_F]]
+    exact = [outcome.judged.z_F[screened.feature_F]]
+    for f, let_K in enumerate(screened.held):
+        first.append(screened.controls[f].specific_N[let_K] / screened.unit_F[f])
+        exact.append(found.controls[f].specific_N[let_K] / screened.unit_F[f])
     return {
-        "features": material.dictionary.d_sae,
-        "texts": int(first.texts_C.sum()),
-        "rank_agreement_same_texts": same_texts._asdict(),
-        "rank_agreement_held_out": agreement(first.of(own_F, number_F)[0], outcome.effects.feature.profile_N)._asdict(),
-        "rank_agreement_held_out_score": agreement(first.of(own_F, number_F)[1], judged.z_F)._asdict(),
-        "controls_let_through": int(sum((one.let_K & ~one.reference_K).sum() for one in tested)),
-        "controls_let_through_confirmed": judged.controls_confirmed,
+        "limit": _number(screened.limit),
+        "rank_agreement": same_texts._asdict(),
+        "rank_agreement_of_z": agreement(np.concatenate(first), np.concatenate(exact))._asdict(),
     }

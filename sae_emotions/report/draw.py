@@ -164,10 +164,19 @@ def _spread(axes: Axes, y: float, values: list[float], colour: str, palette: Pal
     )
 
 
+def how(causal: Causal) -> str:
+    """What the histogram shows."""
+    return "z" if (causal.summary.get("screen") or {}).get("limit") is None else "z, to first order"
+
+
+def _largest(causal: Causal) -> float:
+    named = [one["z"] for one in causal.tested]
+    return max([4.0, *(abs(z) for z in (*causal.z["feature"], *causal.z["control"], *named))])
+
+
 def scale_z(axes: Axes, causal: Causal) -> None:
     """A linear axis of z, or one that is linear near 0 alone where single features lie far out."""
-    every = [abs(z) for kind in ("feature", "control") for z in causal.z[kind]]
-    largest = max([4.0, *every])
+    largest = _largest(causal)
     if largest > 14:
         from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
@@ -181,15 +190,14 @@ def scale_z(axes: Axes, causal: Causal) -> None:
 
 def effect_histogram(axes: Axes, causal: Causal, palette: Palette) -> None:
     """z of controls that were judged, and of labelled features, each as a share of its own kind."""
-    largest = max([4.0, *(abs(z) for kind in ("feature", "control") for z in causal.z[kind])]) * 1.15
+    largest = _largest(causal) * 1.15
     inner = np.arange(-4, 4.001, 0.5)
     bins = np.linspace(-largest, largest, 49)
     if largest > 14 * 1.15:
         outer = np.geomspace(4, largest, 14)[1:]
         bins = np.concatenate([-outer[::-1], inner, outer])
-    controls = "controls screened alike" if causal.summary.get("left_out") else "matched controls"
     for kind, text, style in (
-        ("control", controls, {"color": palette.null, "alpha": 0.55}),
+        ("control", "matched controls", {"color": palette.null, "alpha": 0.55}),
         ("feature", "labelled features", {"color": palette.causal, "histtype": "step", "linewidth": 1.4}),
     ):
         z = causal.z[kind]
@@ -199,7 +207,7 @@ def effect_histogram(axes: Axes, causal: Causal, palette: Palette) -> None:
     tidy(axes, palette, "y")
     axes.set_ylabel("% of them", fontsize=8, color=palette.muted)
     axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink, loc="upper right")
-    title(axes, "Effect of removal on the concept's words, in spreads of matched controls (z)", palette)
+    title(axes, f"Effect of removal on the concept's words, in spreads of matched controls ({how(causal)})", palette)
 
 
 def effects(axes: Axes, causal: Causal, palette: Palette, rows: int = ROWS) -> None:

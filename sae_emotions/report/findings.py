@@ -35,13 +35,13 @@ class Causal(NamedTuple):
     verdicts: list[Row]
     """rows of verdicts.parquet, strongest effect (lowest z) first, those without one last"""
     z: dict[str, list[float]]
-    """z of the tested features ("feature") and of their held-back controls ("control")"""
+    """z of the tested features ("feature") and of their held-back controls ("control"), to first order if not all were run"""
     rule: list[str]
     summary: Row
 
     @property
     def tested(self) -> list[Row]:
-        """The verdicts on features that could be tested."""
+        """The verdicts on features that could be tested and were removed exactly."""
         return [one for one in self.verdicts if one["verdict"] != "not testable" and one["z"] is not None]
 
 
@@ -122,14 +122,22 @@ def _labels(run: Run, name: str) -> Labels:
 def _causal(run: Run, name: str) -> Causal:
     verdicts = rows(run._folder.table(f"causal/{name}/verdicts.parquet"))
     table = run._folder.table(f"causal/{name}/effects.parquet")
-    effects = table.select(["kind", "half", "let_through", "z"]).to_pylist()
-    judged = [one for one in effects if one["kind"] == "control" and one["half"] != "reference" and one["let_through"]]
+    columns = ["feature", "kind", "half", "z", "first_order_z"]
+    effects = table.select(columns).to_pylist()
     summary = _json(run, f"causal/{name}/summary.json")
-    by_z = sorted(verdicts, key=lambda one: (one["z"] is None, one["z"] or 0.0, one["feature"]))
+    by_z = sorted(
+        verdicts, key=lambda one: (one["z"] is None, one["z"] or 0.0, one["first_order_z"] or 0.0, one["feature"])
+    )
     found = Causal(by_z, {}, _sentences(summary.get("rule")), summary)
+    tested = {one["feature"] for one in verdicts if one["verdict"] != "not testable"}
+    column = "z" if (summary.get("screen") or {}).get("limit") is None else "first_order_z"
     z = {
-        "feature": [one["z"] for one in found.tested],
-        "control": [z for z in (one["z"] for one in judged) if z is not None and z == z],
+        "feature": [one[column] for one in verdicts if one["feature"] in tested],
+        "control": [
+            one[column]
+            for one in effects
+            if one["kind"] == "control" and one["half"] == "held_back" and one["feature"] in tested
+        ],
     }
     return found._replace(z=z)
 

@@ -63,8 +63,9 @@ def _title(labels: Labels) -> str:
 def _effects(above: Any, below: Any, causal: Causal) -> None:
     draw.effect_histogram(above, causal, PALETTE)
     above.set_title(
-        "Effect of removing a feature on words like its concept's (z)", loc="left", fontsize=9, color=PALETTE.ink
-    )
+        f"Removing a feature: effect on words like its concept's ({draw.how(causal)})",
+        loc="left", fontsize=9, color=PALETTE.ink,
+    )  # fmt: skip
     above.tick_params(labelbottom=False)
     draw.effects(below, causal, PALETTE, FEATURES)
-    below.set_xlabel("filled: causal; band: 95% of the controls", fontsize=8, color=PALETTE.muted)
+    below.set_xlabel("exact z; filled: causal; band: 95% of the controls", fontsize=8, color=PALETTE.muted)

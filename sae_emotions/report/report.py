@@ -8,6 +8,7 @@ from sae_emotions.lookup.run import Run
 from sae_emotions.report import html, sections, story, validity
 from sae_emotions.report.findings import gather
 from sae_emotions.report.summary import summary
+from sae_emotions.run_folder import validity_sha256
 
 
 def report(config: RunConfig, run: Path) -> Path:
@@ -22,5 +23,5 @@ def report(config: RunConfig, run: Path) -> Path:
     page = html.page(f"{config.name}: labelled features", " ".join(story.in_short(found)), "\n".join(body))
     with written(run / "report.html") as beside:
         beside.write_text(page, encoding="utf-8")
-    write_json(run / "summary.json", summary(found))
+    write_json(run / "summary.json", summary(found) | {"validity_sha256": validity_sha256(run)})
     return run / "report.html"

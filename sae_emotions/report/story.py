@@ -217,9 +217,12 @@ def causal(found: Causal) -> list[str]:
         f"{numbers['not_testable']:,} could "
         "not."
     ]
-    if numbers["left_out"]:
+    fewer = numbers["removed"] is not None and numbers["removed"] < numbers["tested"]
+    if fewer:
         lines.append(
-            f"{count(numbers['left_out'], 'more was', 'more were')} left out (`ablate.features` in the config)."
+            f"Their first-order effects say which are worth an exact removal: {numbers['removed']:,} of them "
+            f"(`ablate.features` in the config), and of the controls {numbers['controls_removed']:,}, by the same limit. What is "
+            "not removed exactly counts as tested and not shown."
         )
     if not numbers["tested"]:
         return lines
@@ -232,10 +235,10 @@ def causal(found: Causal) -> list[str]:
         f"removing matched unlabelled features lowers them.{same}"
     )
     if numbers["below_most_controls"] is not None:
-        which = "the controls that the screen would choose too" if numbers["left_out"] else "the held-back controls"
+        how = ", to first order" if fewer else ""
         lines.append(
             f"As a group, {numbers['below_most_controls']:.0%} of the tested features lie below the 5th percentile of "
-            f"{which}, where chance would put 5%."
+            f"the held-back controls, where chance would put 5%{how}."
         )
     strongest = [one for one in found.verdicts if one["verdict"] == "causal"][:4]
     if strongest:
@@ -270,27 +273,19 @@ def _together(found: Causal) -> list[str]:
 
 
 def _screen(found: Causal) -> list[str]:
-    """How well first-order attribution foretells the test, and what the test cost."""
+    """How well first-order effects foretell exact ones, and what the test cost."""
     lines = []
     screen, fewer = found.summary.get("screen") or {}, found.summary.get("times_fewer_than_full_forwards")
-    same, ahead = screen.get("rank_agreement_same_texts") or {}, screen.get("rank_agreement_held_out") or {}
-    if same.get("rho") is not None and ahead.get("rho") is not None:
+    same = screen.get("rank_agreement") or {}
+    if same.get("rho") is not None:
         lines.append(
-            f"All {screen['features']:,} features were screened by first-order attribution on {screen['texts']:,} selection "
-            f"texts. Its rank agreement with the exact effect is {same['rho']:.2f} on the same texts (95% interval "
-            f"{same['low']:.2f} to {same['high']:.2f}), and {ahead['rho']:.2f} ({ahead['low']:.2f} to {ahead['high']:.2f}) from "
-            "selection texts to held-out ones."
-        )
-    if found.summary.get("left_out") and screen.get("controls_let_through"):
-        lines.append(
-            "The features tested are those that the screen finds strongest, and this choice is part of the test: the others "
-            "count as tested and not shown, and controls go through the same screen. It would choose "
-            f"{screen['controls_let_through']:,} of them, of which {screen['controls_let_through_confirmed']:,} would be causal."
+            f"First-order effects rank features as exact ones do with a correlation of {same['rho']:.2f} (95% interval "
+            f"{same['low']:.2f} to {same['high']:.2f}, {same['pairs']:,} features, each on one text)."
         )
     if fewer:
         lines.append(
             f"All this took {fewer:.1f} times fewer block-token products than one whole forward pass for each feature, "
-            "intervention and text."
+            "control or other intervention that was judged, and text in which it acts."
         )
     return lines
 

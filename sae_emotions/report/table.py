@@ -46,10 +46,15 @@ def _dictionary(one: Found, concepts: int) -> str:
         lines.append(
             f"{causal['confirmed']} of {causal['tested']} tested features are causal, "
             f"{_count(causal['controls_confirmed'])} of {causal['controls_tested']} matched controls by the same "
-            f"rule; {causal['not_testable']} features are not testable"
-            + (f", {causal['left_out']} were left out (`ablate.features`)." if causal["left_out"] else ".")
+            f"rule; {causal['not_testable']} features are not testable." + _run(causal["removed"], causal["tested"])
         )
     return "\n".join([title, "", *lines])
+
+
+def _run(removed: int | None, tested: int) -> str:
+    if removed is None or removed == tested:
+        return ""
+    return f" The {removed} of largest first-order effect were removed exactly (`ablate.features`)."
 
 
 def _count(value: int | None) -> str:
