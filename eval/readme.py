@@ -36,7 +36,8 @@ def headline(results: dict[str, Any]) -> str:
     if causal is None:
         return found + "The causal stage of that run is not finished yet.\n"
     share, removed = causal["below_most_controls"], causal["removed"]
-    some = f"; the {removed} of largest first-order effect were removed exactly" if removed < causal["tested"] else ""
+    screened = causal["screen"]["limit"] is not None
+    some = f"; the {removed} that come out lowest to first order were removed exactly" if screened else ""
     how = ", to first order" if some else ""
     group = (
         ""

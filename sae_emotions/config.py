@@ -178,7 +178,7 @@ class AblateConfig(Config):
 
     features: Positive | None = Field(
         None,
-        description="features to remove exactly, at most: those of largest first-order effect; null removes all",
+        description="features to remove exactly, at most: the testable ones of lowest first-order z; null keeps none out",
     )
     min_texts: Positive = Field(12, description="texts in which a feature must fire, else not testable")
     max_texts: Positive = Field(12, description="texts a feature at most")

@@ -8,6 +8,7 @@ from sae_emotions.causal.estimate import estimate as ablation
 from sae_emotions.concepts.concept_set import ConceptSet
 from sae_emotions.config import RunConfig
 from sae_emotions.dictionary.group import SPARSE, groups, training_bytes
+from sae_emotions.run_folder import is_done
 
 TOKENS_PER_WORD = 1.35
 """English prose under common tokenizers, for texts that are not tokenised yet."""
@@ -105,7 +106,8 @@ def estimate(
             features = min(LABELLED, config.ablate.features or LABELLED)
             parts = (dictionary.block + 1, above)
             operations = ablation(config.ablate, LABELLED, parts, 2 * a_block, 2 * width * model["vocabulary"])
-            what = f"about {features} labelled features and {config.ablate.controls:,} held-back controls through {above} blocks"
+            judged = f"all labelled features and about {config.ablate.controls:,} held-back controls to first order"
+            what = f"{judged}, about {features} features exactly through {above} blocks"
             lines.append(Line(f"ablate {name}", what, operations / (rate * share.ablation) / 60))
     if "report" not in done:
         lines.append(Line("report", "report.html, summary.json", 0.2))
@@ -137,4 +139,4 @@ def stages_done(run: Path) -> set[str]:
     """Keys of the stages of a run folder that are done; empty where there is no run."""
     if not (run / "run.json").is_file():
         return set()
-    return {key for key, stage in read_json(run / "run.json")["stages"].items() if stage["state"] == "done"}
+    return {key for key in read_json(run / "run.json")["stages"] if is_done(run, key)}

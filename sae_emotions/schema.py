@@ -126,7 +126,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("tokens", pa.list_(text), "the context, token by token"),
         Column("values", pa.list_(f32), "activation at each of those tokens; 0 where never read"),
     ),
-    # Effects are null where the screen kept a removal out, so that it was judged by its first-order effect alone.
+    # Effects and z are null where nothing was removed exactly: reference controls, and what the screen kept out.
     "effects": (  # causal/<name>/effects.parquet, one row an intervention
         Column("feature", i32, "labelled feature under test"),
         Column("concept", text, "its label, whose word is read out"),
@@ -142,10 +142,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "profile", f64, "change of all words' log-probability, weighted by how like the concept theirs are, nats"
         ),
         Column("specific", f64, "profile in units of how far the words outside the family scatter: what is judged"),
-        Column("z", f64, "specific in units of the moderated spread of the feature's reference controls; dense: null"),
+        Column("z", f64, "specific in units of the reference controls' moderated spread, to first order; dense: null"),
         Column("first_order", f64, "profile to first order, nats; null for random"),
         Column("first_order_z", f64, "z to first order (dense: of its profile); null for random"),
     ),
+    # Columns of exact effects are null where `removed` is false or null.
     "verdicts": (  # causal/<name>/verdicts.parquet, one row a labelled feature
         Column("feature", i32, "labelled feature"),
         Column("concept", text, "its label"),
@@ -157,7 +158,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "profile", f64, "change of all words' log-probability, weighted by how like the concept theirs are, nats"
         ),
         Column("specific", f64, "profile in units of how far the words outside the family scatter: what is judged"),
-        Column("z", f64, "specific in units of its matched controls' spread"),
+        Column("z", f64, "specific in units of its matched controls' spread, which is of first order"),
         Column("p", f64, "share of all held-back controls with a z at least as low"),
         Column("q", f64, "Benjamini-Hochberg q over the tested features"),
         Column(
@@ -171,7 +172,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("kl_flag", flag, "kl is above the controls' 95th percentile"),
         Column("first_order", f64, "profile to first order, nats"),
         Column("first_order_z", f64, "z to first order"),
-        Column("removed", flag, "removed exactly; else its first-order z is not among the lowest, and p is 1"),
+        Column(
+            "removed",
+            flag,
+            "removed exactly; else it is not testable, or its first-order z not among the lowest and p 1",
+        ),
     ),
     "joint": (  # causal/<name>/joint.parquet, one row a concept with several labelled features, all removed together
         Column("concept", text, "concept"),

@@ -80,7 +80,9 @@ def test_controls_that_are_not_shared_are_all_different(firing):
     assert len({c for one in matches for c in one.controls_K}) == sum(len(one.controls_K) for one in matches) == 80
 
 
-def test_halves_split_evenly_and_reproducibly():
+def test_halves_split_blindly_evenly_and_reproducibly():
+    times_K = sum(halves(14, np.random.default_rng(seed)).astype(int) for seed in range(200))
+    assert 70 < min(times_K) and max(times_K) < 130  # 100 expected of each, wherever it stands in the order
     held_K = halves(21, np.random.default_rng(3))
     assert held_K.sum() == 10
     assert (halves(21, np.random.default_rng(3)) == held_K).all()

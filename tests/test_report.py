@@ -163,7 +163,7 @@ def test_the_page_tells_the_story(page):
         "it does better than the single feature everywhere",
         "2 features are causal",
         "For 2 concepts all labelled features (2.5 on average) were removed at once: 1 joint removal is causal",
-        "a correlation of 0.97 (95% interval 0.90 to 0.99, 30 features, each on one text)",
+        "a correlation of 0.97 (95% interval 0.90 to 0.99, 30 features)",
         "14.2 times fewer block-token products",
         "0 of 16 matched controls",
         "The causal stage was not run for this dictionary",
@@ -373,7 +373,7 @@ def test_what_was_judged_to_first_order_alone_is_said(fresh):
         "50% of the tested features lie below the 5th percentile of the held-back controls, where chance would put 5%, to first"
         in text
     )
-    assert "The 2 of largest first-order effect were removed exactly" in final_table(fresh)
+    assert "The 2 of lowest first-order z were removed exactly" in final_table(fresh)
     causal = gather(config_of(fresh), fresh).dictionaries[0].causal
     assert causal is not None
     assert sorted(causal.z["feature"]) == pytest.approx([-8.1, -8.1, 0.45, 1.17])

@@ -66,7 +66,9 @@ def _causal(found: dict[str, Any]) -> Iterator[Row]:
     one = found["run"]["summary"]["dictionaries"][0]["causal"]
     confirmed, tested = one["confirmed"], one["tested"]
     yield Row(
-        f"causal, of the tested features ≥ {CAUSAL:.0%}", f"{confirmed} of {tested}", confirmed >= CAUSAL * tested
+        f"causal, of the tested features ≥ {CAUSAL:.0%}",
+        f"{confirmed} of {tested} ({one['removed']} of them removed exactly)",
+        confirmed >= CAUSAL * tested,
     )
     confirmed, tested = one["controls_confirmed"], one["controls_tested"]
     yield Row(

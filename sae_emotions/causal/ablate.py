@@ -30,7 +30,7 @@ from sae_emotions.causal.profile import Profile, Readings, profile_of, read
 from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.runners import Runner, Whole, runner_for
 from sae_emotions.causal.runs import Text, enter
-from sae_emotions.causal.screen import Agreement, agreement, screen
+from sae_emotions.causal.screen import FEWEST, Agreement, agreement, screen
 from sae_emotions.causal.tables import Collateral, Outcome, empty_summary, rule_text, summarise, write_tables
 from sae_emotions.causal.texts import Firing, choose, scan, strongest
 from sae_emotions.causal.verdict import Judged, judge
@@ -113,7 +113,7 @@ def _design(
         {int(f): random_FD[f] for f in np.sort(some)},
     )
     with Progress("screen", len(entered.texts), "texts") as bar:
-        basis_RW = basis_of([profiles[int(own)] for own in np.unique(material.own_F)])
+        basis_RW = basis_of(list(profiles.values()))
         first = linear(upper, tree, entered.texts, entered.acts, removable, enough, uses, basis_RW, bar.advance)
     screened = screen(first, enough, own_F, profiles, uses, matches, held, settings.features)
     groups = groups_of(entered.firing, material.norms_L, material.own_F, material.candidates_C)
@@ -147,19 +147,20 @@ def _measured(runner: Runner, tree: WordTree, design: Design, runs: int) -> tupl
     return measured, effects(measured, design)
 
 
-def _agreement(config: RunConfig, material: Material, design: Design, measured: Measured, first: Linear) -> Agreement:
-    """How first-order effects rank against exact ones of the same features, each on one text: what approximating costs.
+def _agreement(material: Material, design: Design, measured: Measured, first: Linear) -> Agreement:
+    """How first-order effects rank against exact ones of the same features on the same texts: what approximating costs.
 
-    Of all features that were run, by themselves or as members of groups, which no screen chose.
+    Of the features that were run as members of groups alone, which no screen chose; of all that were run where those are few.
     """
-    rng = np.random.default_rng([config.seed, 5])
+    run = {place: by_text for (kind, place), by_text in measured.changes.items() if kind == "feature"}
+    chosen = set(design.features_F[design.screened.feature_F].tolist())
+    rest = [place for place in run if place not in chosen]
     pairs = []
-    for (kind, place), by_text in measured.changes.items():
-        if kind == "feature":
-            profile, t = design.profiles[int(material.own_F[place])], int(rng.choice(sorted(by_text)))
-            exact = read([by_text], [t], profile)
-            approximate = first.read(first.latents_TRL[t][:, [place]], profile)
-            pairs.append((approximate.profile_N[0], exact.profile_N[0]))
+    for place in rest if len(rest) >= FEWEST else run:
+        profile, texts = design.profiles[int(material.own_F[place])], sorted(run[place])
+        exact = read([run[place]], texts, profile)
+        approximate = first.read(first.latents_TRL[texts].mean(0, dtype=np.float64)[:, [place]], profile)
+        pairs.append((approximate.specific_N[0], exact.specific_N[0]))
     return agreement(*np.array(pairs).reshape(-1, 2).T)
 
 
@@ -228,7 +229,7 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     upper = Upper(model.model, material.dictionary.block)
     tree = word_tree(model.tokenizer, material.concepts.readout, [one.word for one in material.concepts.concepts])
     families = [concept.family for concept in material.concepts.concepts]
-    profiles = {int(own): profile_of(tree, families, material.dense_CD, int(own)) for own in np.unique(material.own_F)}
+    profiles = {own: profile_of(tree, families, material.dense_CD, own) for own in range(len(families))}
     pool = _pool(config, material)
     entered = _enter(upper, tree, material, pool)
     uses = _uses(entered.firing, len(material.own_F), config.ablate.max_texts)
@@ -249,7 +250,7 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
             spent["neutral texts"] += upper.block_tokens - before
     cost = counted(runs.judged + collateral.positions, runs.whole + collateral.positions, upper.last + 1, spent)
     judged = _judged(config, design, found)
-    same_texts = _agreement(config, material, design, measured, first)
+    same_texts = _agreement(material, design, measured, first)
     outcome = Outcome(config.ablate, entered.firing, uses, enough, design, found, *judged, collateral)
     took = {
         "removals": runs.removals,
@@ -261,7 +262,7 @@ def ablate(config: RunConfig, run: Path, name: str) -> Path:
     }
     with written_folder(out) as folder:
         write_tables(folder, material, outcome)
-        rule = rule_text(config.ablate, len(tree.paths), int(tree.single().sum()))
+        rule = rule_text(config.ablate, len(tree.paths), int(tree.single().sum()), np.isfinite(design.screened.limit))
         counts = summarise(outcome, material, same_texts)
         write_json(
             folder / "summary.json", counts | took | cost | {"rule": rule, "seconds": time.perf_counter() - started}

@@ -2,10 +2,11 @@
 
 A removal is linear to first order (see `attribute`), so one pass up a text and a few back say it for all latents. A concept is
 read as a weighting of the words, and like concepts weigh them alike: a few directions among the words hold nearly all of the
-weightings, and one pass back for each of them serves all concepts.
+weightings, and one pass back for each of them serves all concepts. What the other words scatter by is approximated along the same
+directions, so a first-order number is compared with first-order ones alone.
 
-Shapes: T texts, B texts a batch, Q positions, S those of a text and its prompt, A positions that are read, R directions among
-the words, W words, L latents, C concepts, F features, N removals, D residual width, V vocabulary.
+Shapes: T texts, B texts a batch, Q positions, S those of a text and its prompt, R directions among the words, W words, L latents,
+A those that are active in a text, C concepts, F features, N removals, D residual width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,11 +78,13 @@ def linear(
     random = {f: np.zeros(R) for f in removable.random}
     for t, grad_RSD in _gradients(upper, tree, texts, basis_RW):
         acts_SL = acts[t]
+        fires_A = torch.nonzero((acts_SL > 0).any(0))[:, 0]
+        acts_SA, directions_AD = acts_SL[:, fires_A], removable.directions_LD[fires_A]
         x_SD = texts[t].x_QD[: len(acts_SL)].float().cpu()
         keep_S = texts[t].keep_Q[: len(acts_SL)].cpu()
         away_SC = ((x_SD - removable.usual_D.cpu()) @ removable.dense_CD.T) * keep_S[:, None]
         for r, grad_SD in enumerate(grad_RSD):
-            latents_TRL[t, r] = -(acts_SL * (grad_SD @ removable.directions_LD.T)).sum(0).numpy()
+            latents_TRL[t, r, fires_A.numpy()] = -(acts_SA * (grad_SD @ directions_AD.T)).sum(0).numpy()
             dense_TRC[t, r] = -(away_SC * (grad_SD @ removable.dense_CD.T)).sum(0).numpy()
         for f, unit_D in removable.random.items():
             if t in uses[f]:
@@ -104,11 +107,11 @@ def _gradients(
         wanted = max(stems) - min(stems) + 1
 
         def read(
-            logits_BAV: torch.Tensor,
+            logits_BQV: torch.Tensor,
             starts: Sequence[int] = [stem - min(stems) for stem in stems],
             basis: torch.Tensor = basis,
         ) -> torch.Tensor:
-            last_BV = torch.stack([logits_BAV[row, start] for row, start in enumerate(starts)]).float()
+            last_BV = torch.stack([logits_BQV[row, start] for row, start in enumerate(starts)]).float()
             return basis @ torch.log_softmax(last_BV, dim=-1)[:, first_W.to(basis.device)].sum(0)
 
         grad_RBQD = upper.gradients(x_BQD, wanted, read).cpu()

@@ -104,4 +104,4 @@ NONE = Readings(np.zeros(0), np.zeros(0), np.zeros(0))
 
 def joined(some: Sequence[Readings]) -> Readings:
     """Readings of all removals, one after the other."""
-    return Readings(*(np.concatenate(column) for column in zip(NONE, *some, strict=True))) if some else NONE
+    return Readings(*(np.concatenate(column) for column in zip(NONE, *some, strict=True)))

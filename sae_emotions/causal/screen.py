@@ -13,7 +13,7 @@ import numpy as np
 from sae_emotions.causal.controls import Matched
 from sae_emotions.causal.linear import Linear
 from sae_emotions.causal.profile import Profile, Readings, joined
-from sae_emotions.causal.verdict import units
+from sae_emotions.causal.verdict import DENSE_P, gated, units
 
 FEWEST = 8  # pairs, below which a rank correlation says nothing
 
@@ -28,7 +28,7 @@ class Screened(NamedTuple):
     unit_F: np.ndarray
     """spread of each feature's reference controls; NaN where there are too few"""
     limit: float
-    """the highest z that is let through; infinite where nothing is kept out"""
+    """a removal is let through where its z is lower; infinite where nothing is kept out"""
     feature_F: np.ndarray
     """let through, bool"""
     held: list[np.ndarray]
@@ -54,7 +54,9 @@ def screen(
 ) -> Screened:
     """Let through the `most` features of lowest first-order z (None: all), and held-back controls and random directions as low.
 
-    `held` says which controls are held back; the others are the reference.
+    The limit is the z of the first feature that is kept out, so for those let through it is set by others, as it is for controls.
+    Only features that can be tested count, and are let through. `held` says which controls are held back; the others are the
+    reference.
     """
     feature, dense, controls, random = [], [], [], {}
     for f, (place, own, texts) in enumerate(zip(places_F, own_F, uses, strict=True)):
@@ -67,11 +69,15 @@ def screen(
     unit_F = units([one.specific_N[~held_K] for one, held_K in zip(controls, held, strict=True)])
     all_features = joined(feature)
     z_F = all_features.specific_N / unit_F
-    known = np.sort(z_F[np.isfinite(z_F)])
-    limit = float(known[most - 1]) if most is not None and most < len(known) else np.inf
-    let = [held_K & (one.specific_N / unit <= limit) for one, held_K, unit in zip(controls, held, unit_F, strict=True)]
-    through = frozenset(f for f, specific in random.items() if specific / unit_F[f] <= limit)
-    return Screened(all_features, joined(dense), controls, unit_F, limit, z_F <= limit, let, through)
+    rest = [~one for one in held]
+    by_nats = [[one.profile_N[some] for one, some in zip(controls, which, strict=True)] for which in (rest, held)]
+    _, dense_p_F = gated(joined(dense).profile_N, *by_nats)
+    can_F = np.isfinite(unit_F) & (dense_p_F <= DENSE_P)
+    known = np.sort(z_F[can_F])
+    limit = float(known[most]) if most is not None and most < len(known) else np.inf
+    let = [held_K & (one.specific_N / unit < limit) for one, held_K, unit in zip(controls, held, unit_F, strict=True)]
+    through = frozenset(f for f, specific in random.items() if specific / unit_F[f] < limit)
+    return Screened(all_features, joined(dense), controls, unit_F, limit, can_F & (z_F < limit), let, through)
 
 
 class Agreement(NamedTuple):

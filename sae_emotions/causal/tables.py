@@ -123,14 +123,14 @@ def _dense_norm(design: Design, f: int) -> float:
 
 def _verdict(judged: Judged, specific: float, f: int, q: float) -> tuple[str, str]:
     if not np.isfinite(judged.unit_F[f]):
-        return "not testable", "too few matched controls fire on its texts"
+        return "not testable", "too few matched controls fire on its texts, or they do nothing"
     if not judged.tested_F[f]:
         p = judged.dense_p_F[f]
-        return "not testable", f"removing its concept's dense vector does not move the words either (p = {p:.2g})"
+        return "not testable", f"its concept's dense vector does not move the words either (p = {p:.2g})"
     if judged.confirmed_F[f]:
         return "causal", f"q = {judged.q_F[f]:.2g} <= {q:g}"
     if np.isnan(specific):
-        return "not shown", "its first-order effect is too small for an exact removal"
+        return "not shown", "its first-order z is not among the lowest, so it was not removed exactly"
     if specific >= 0:
         return "not shown", "its removal does not lower the words"
     return "not shown", f"q = {judged.q_F[f]:.2g} > {q:g}"
@@ -214,8 +214,8 @@ def write_tables(folder: Path, material: Material, outcome: Outcome | None) -> N
         write_table(folder / f"{table}.parquet", table, {name: [row.get(name) for row in rows] for name in names})
 
 
-def rule_text(settings: AblateConfig, words: int, single: int) -> str:
-    """The rule in words."""
+def rule_text(settings: AblateConfig, words: int, single: int, screened: bool) -> str:
+    """The rule in words; `screened`: not all testable features were removed."""
     compared = f"its concept's word and the {single} one-token words" if single >= 20 else "all words"
     return (
         "A labelled feature is removed (x - a·d, the SAE's error kept) at every position of a held-out text where it is "
@@ -236,10 +236,10 @@ def rule_text(settings: AblateConfig, words: int, single: int) -> str:
         f"too: gradients along the fewest directions among the words' first tokens that hold {HELD:.0%} of all concepts' "
         "weights. "
         + (
-            f"The {settings.features} features of lowest first-order z are removed exactly, and the others count among the "
-            "tested ones with p = 1; a control is removed exactly where its first-order z is as low, and else counts in p as one "
-            "whose z is not as low. "
-            if settings.features is not None
+            f"The {settings.features} testable features of lowest first-order z are removed exactly, and the others count "
+            "among the tested ones with p = 1; a held-back control is removed exactly where its first-order z is as low, and "
+            "else counts in p as one whose z is not as low. "
+            if screened
             else ""
         )
         + "Together: all "

@@ -94,6 +94,16 @@ def _each(effects: Sequence[np.ndarray], unit_F: np.ndarray) -> list[np.ndarray]
     return [np.asarray(one, float) / unit for one, unit in zip(effects, unit_F, strict=True)]
 
 
+def gated(
+    dense_F: np.ndarray, reference: Sequence[np.ndarray], held_back: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """z and p of the dense vectors' effects, by the rule for features and in one unit with the controls'. NaN without a unit."""
+    unit_F = units(reference)
+    z_F = dense_F / unit_F
+    null_N = _known(np.concatenate([*_each(held_back, unit_F), np.zeros(0)]))
+    return z_F, np.where(np.isfinite(unit_F), pooled_p(np.nan_to_num(z_F), null_N), np.nan)
+
+
 def judge(
     effect_F: np.ndarray,
     dense_F: np.ndarray,
@@ -121,10 +131,7 @@ def judge(
     null_N = _known(np.concatenate([*z_held, np.zeros(0)]))
     owner_N = np.repeat(np.arange(F), [len(_known(one)) for one in z_held])
     p_F = np.where(known_F, pooled_p(np.nan_to_num(z_F, posinf=np.inf), null_N), np.nan)
-    dense_unit_F = unit_F if gate is None else units(gate[0])
-    dense_z_F = dense_F / dense_unit_F
-    dense_null_N = null_N if gate is None else _known(np.concatenate([*_each(gate[1], dense_unit_F), np.zeros(0)]))
-    dense_p_F = np.where(known_F, pooled_p(np.nan_to_num(dense_z_F), dense_null_N), np.nan)
+    dense_z_F, dense_p_F = gated(dense_F, *((reference, held_back) if gate is None else gate))
     tested_F = known_F & (np.nan_to_num(dense_p_F, nan=1.0) <= DENSE_P)
     q_F = np.full(F, np.nan)
     q_F[tested_F] = benjamini_hochberg(p_F[tested_F])

@@ -154,7 +154,7 @@ def _verdict(verdict: Row | None, width: int) -> str:
     if verdict["effect"] is None:
         first = verdict["first_order_z"]
         seen = "" if first is None else f" Removing it, to first order: z {number(first, 1)} against matched controls."
-        return f"Causal test: {verdict['verdict']} ({verdict['reason']}).{seen}"
+        return "\n".join(textwrap.wrap(f"Causal test: {verdict['verdict']} ({verdict['reason']}).{seen}", width))
     says = (
         f"Causal test: {verdict['verdict']} ({verdict['reason']}). Removing it from {verdict['texts']} texts changes "
         f"the word's log-probability by {verdict['effect']:+.3f} nats, z {number(verdict['z'], 1)} against matched "

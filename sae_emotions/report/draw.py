@@ -166,11 +166,11 @@ def _spread(axes: Axes, y: float, values: list[float], colour: str, palette: Pal
 
 def how(causal: Causal) -> str:
     """What the histogram shows."""
-    return "z" if (causal.summary.get("screen") or {}).get("limit") is None else "z, to first order"
+    return "z" if causal.shown == "z" else "z, to first order"
 
 
 def _largest(causal: Causal) -> float:
-    named = [one["z"] for one in causal.tested]
+    named = [one[causal.shown] for one in causal.tested]
     return max([4.0, *(abs(z) for z in (*causal.z["feature"], *causal.z["control"], *named))])
 
 
@@ -211,17 +211,19 @@ def effect_histogram(axes: Axes, causal: Causal, palette: Palette) -> None:
 
 
 def effects(axes: Axes, causal: Causal, palette: Palette, rows: int = ROWS) -> None:
-    """The tested features by z, strongest first, on the band that holds 95 % of the held-back controls."""
-    tested = causal.tested[:rows]
+    """The removed features by z, causal ones first, on the band that holds 95 % of the held-back controls."""
+    tested = sorted(causal.tested, key=lambda one: (one["verdict"] != "causal", one[causal.shown]))[:rows]
     if causal.z["control"]:
         low, high = np.quantile(causal.z["control"], [0.025, 0.975])
         axes.axvspan(low, high, color=palette.null, alpha=0.22, linewidth=0)
     axes.axvline(0, color=palette.muted, linewidth=0.8)
     for y, one in enumerate(tested):
         shown = one["verdict"] == "causal"
-        axes.plot([0, one["z"]], [y, y], color=palette.causal if shown else palette.grid, linewidth=1, alpha=0.7)
         axes.plot(
-            one["z"], y, "o", markersize=5, markeredgewidth=1.1, markeredgecolor=palette.causal,
+            [0, one[causal.shown]], [y, y], color=palette.causal if shown else palette.grid, linewidth=1, alpha=0.7
+        )
+        axes.plot(
+            one[causal.shown], y, "o", markersize=5, markeredgewidth=1.1, markeredgecolor=palette.causal,
             markerfacecolor=palette.causal if shown else "none",
         )  # fmt: skip
     scale_z(axes, causal)
@@ -230,7 +232,7 @@ def effects(axes: Axes, causal: Causal, palette: Palette, rows: int = ROWS) -> N
     axes.set_yticks(range(len(tested)), names, color=palette.ink, fontsize=7.5)
     axes.set_ylim(max(len(tested), 1) - 0.3, -0.7)
     axes.set_xlabel(
-        "z; left: the words become less likely. Filled: causal. Band: 95% of the controls",
+        f"{how(causal)}; left: the words become less likely. Filled: causal. Band: 95% of the controls",
         fontsize=8,
         color=palette.muted,
     )

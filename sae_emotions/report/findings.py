@@ -35,9 +35,14 @@ class Causal(NamedTuple):
     verdicts: list[Row]
     """rows of verdicts.parquet, strongest effect (lowest z) first, those without one last"""
     z: dict[str, list[float]]
-    """z of the tested features ("feature") and of their held-back controls ("control"), to first order if not all were run"""
+    """`shown` of the tested features ("feature") and of their held-back controls ("control")"""
     rule: list[str]
     summary: Row
+
+    @property
+    def shown(self) -> str:
+        """The column of z that is drawn and counted, for features and controls alike: of first order if some were kept out."""
+        return "z" if (self.summary.get("screen") or {}).get("limit") is None else "first_order_z"
 
     @property
     def tested(self) -> list[Row]:
@@ -130,11 +135,10 @@ def _causal(run: Run, name: str) -> Causal:
     )
     found = Causal(by_z, {}, _sentences(summary.get("rule")), summary)
     tested = {one["feature"] for one in verdicts if one["verdict"] != "not testable"}
-    column = "z" if (summary.get("screen") or {}).get("limit") is None else "first_order_z"
     z = {
-        "feature": [one[column] for one in verdicts if one["feature"] in tested],
+        "feature": [one[found.shown] for one in verdicts if one["feature"] in tested],
         "control": [
-            one[column]
+            one[found.shown]
             for one in effects
             if one["kind"] == "control" and one["half"] == "held_back" and one["feature"] in tested
         ],

@@ -68,4 +68,4 @@ def _effects(above: Any, below: Any, causal: Causal) -> None:
     )  # fmt: skip
     above.tick_params(labelbottom=False)
     draw.effects(below, causal, PALETTE, FEATURES)
-    below.set_xlabel("exact z; filled: causal; band: 95% of the controls", fontsize=8, color=PALETTE.muted)
+    below.set_xlabel("filled: causal, removed exactly; band: 95% of the controls", fontsize=8, color=PALETTE.muted)

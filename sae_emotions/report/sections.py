@@ -133,8 +133,8 @@ def _causal(causal: Causal, name: str) -> str:
     if causal.tested:
         caption = (
             "Above: the removal's effect on the concept's words, for labelled features and for controls matched on the same "
-            "texts and positions, to first order where not all were removed exactly. Below: the strongest exact ones by name "
-            "and number."
+            "texts and positions, to first order where not all were removed exactly. Below: causal features, and the strongest "
+            "others, by name and number."
         )
         figure = html.figure(plots.effects(causal), f"{name}-c-", " ".join(lines), caption)
     header = ["feature", "label", "verdict", "texts", "effect", "z", "q", "own word's rank", "KL", "reason"]

@@ -217,7 +217,7 @@ def causal(found: Causal) -> list[str]:
         f"{numbers['not_testable']:,} could "
         "not."
     ]
-    fewer = numbers["removed"] is not None and numbers["removed"] < numbers["tested"]
+    fewer = found.shown != "z"
     if fewer:
         lines.append(
             f"Their first-order effects say which are worth an exact removal: {numbers['removed']:,} of them "
@@ -279,13 +279,13 @@ def _screen(found: Causal) -> list[str]:
     same = screen.get("rank_agreement") or {}
     if same.get("rho") is not None:
         lines.append(
-            f"First-order effects rank features as exact ones do with a correlation of {same['rho']:.2f} (95% interval "
-            f"{same['low']:.2f} to {same['high']:.2f}, {same['pairs']:,} features, each on one text)."
+            "First-order effects (in units of the scatter) rank features as exact ones do with a correlation of "
+            f"{same['rho']:.2f} (95% interval {same['low']:.2f} to {same['high']:.2f}, {same['pairs']:,} features)."
         )
     if fewer:
         lines.append(
             f"All this took {fewer:.1f} times fewer block-token products than one whole forward pass for each feature, "
-            "control or other intervention that was judged, and text in which it acts."
+            "control or other intervention that was judged, exactly or to first order, and text in which it acts."
         )
     return lines
 

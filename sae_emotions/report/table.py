@@ -46,15 +46,14 @@ def _dictionary(one: Found, concepts: int) -> str:
         lines.append(
             f"{causal['confirmed']} of {causal['tested']} tested features are causal, "
             f"{_count(causal['controls_confirmed'])} of {causal['controls_tested']} matched controls by the same "
-            f"rule; {causal['not_testable']} features are not testable." + _run(causal["removed"], causal["tested"])
+            f"rule; {causal['not_testable']} features are not testable."
+            + ("" if one.causal.shown == "z" else _run(causal["removed"]))
         )
     return "\n".join([title, "", *lines])
 
 
-def _run(removed: int | None, tested: int) -> str:
-    if removed is None or removed == tested:
-        return ""
-    return f" The {removed} of largest first-order effect were removed exactly (`ablate.features`)."
+def _run(removed: int) -> str:
+    return f" The {removed} of lowest first-order z were removed exactly (`ablate.features`)."
 
 
 def _count(value: int | None) -> str:
