@@ -57,6 +57,8 @@ def label(run: Path, labels: dict[int, str]) -> None:
     }
     pq.write_table(pa.table(columns), folder / "features.parquet")
     dense_CD = np.random.default_rng(0).standard_normal((len(CONCEPTS), D))
+    for concept in KINDS["causal"]:
+        dense_CD[CONCEPTS.index(concept)] = directions().of[f"concept {concept}"]
     save_file({"dense_CD": torch.from_numpy(dense_CD).float()}, folder / "dense.safetensors")
 
 
@@ -91,8 +93,7 @@ def test_a_label_that_never_fires_is_not_testable(config, run):
 
 
 def test_a_rerun_gives_the_same_tables_and_counts_its_work(config, run):
-    concept = KINDS["causal"][0]
-    label(run, {TRUTH.feature[concept]: concept, min(TRUTH.dead): CONCEPTS[0]})
+    label(run, {TRUTH.feature[one]: one for one in KINDS["causal"][:3]} | {min(TRUTH.dead): CONCEPTS[0]})
     ablate(config, run, NAME)
     first = tables(run)
     ablate(config, run, NAME)
@@ -104,12 +105,13 @@ def test_a_rerun_gives_the_same_tables_and_counts_its_work(config, run):
     assert 0 < summary["largest_change_by_removing_nothing"] + 1e-9 < 1e-4
     assert summary["block_tokens"] == sum(summary["block_tokens_by_phase"].values())
     assert min(summary["block_tokens_by_phase"].values()) > 0
-    assert summary["times_fewer_than_full_forwards"] > summary["times_fewer_than_full_forwards_a_removal"] > 2.5
+    # Of a few removals in a small model the screen costs most; the removals themselves are cheap.
+    assert summary["block_tokens_of_full_forwards_a_removal"] > 3 * summary["block_tokens_by_phase"]["removals"]
+    assert summary["times_fewer_than_full_forwards"] > 1
 
 
 def test_changes_alone_give_the_effects_of_whole_passes(config, run, monkeypatch):
-    concept = KINDS["causal"][0]
-    label(run, {TRUTH.feature[concept]: concept})
+    label(run, {TRUTH.feature[one]: one for one in KINDS["causal"][:3]})
     found = {}
     for worth in (runners.WORTH, 0):
         monkeypatch.setattr(runners, "WORTH", worth)
@@ -140,21 +142,25 @@ def limited(config, features: int):
 
 
 def test_the_screen_decides_what_is_run_and_all_is_judged(config, run):
-    labels = {TRUTH.feature[concept]: concept for concept in (*KINDS["causal"][:2], *KINDS["unread"][:2])}
-    label(run, labels)
+    causal = [TRUTH.feature[concept] for concept in KINDS["causal"][:3]]
+    label(run, {TRUTH.feature[concept]: concept for concept in (*KINDS["causal"][:3], KINDS["unread"][0])})
     ablate(limited(config, 2), run, NAME)
     effects, verdicts, summary = tables(run)
-    assert {row["feature"] for row in verdicts if row["removed"]} == {TRUTH.feature[c] for c in KINDS["causal"][:2]}
+    of = {row["feature"]: row for row in verdicts}
+    (kept_out,) = [of[number] for number in causal if not of[number]["removed"]]
+    assert (kept_out["verdict"], kept_out["p"]) == ("not shown", 1.0)
+    assert kept_out["first_order_z"] == max(of[number]["first_order_z"] for number in causal)
+    assert summary["screen"]["limit"] == pytest.approx(kept_out["first_order_z"])
+    unread = of[TRUTH.feature[KINDS["unread"][0]]]
+    assert (unread["verdict"], unread["removed"]) == ("not testable", False)
     for row in verdicts:
         assert (row["effect"] is None) == (row["z"] is None) == (not row["removed"])
-        assert row["removed"] or row["p"] == 1
-        assert row["first_order_z"] is not None
-    assert summary["labelled"] == 4 == summary["tested"] + summary["not_testable"]
-    limit = summary["screen"]["limit"]
-    for row in effects:
-        if row["kind"] == "control":
-            held = row["half"] == "held_back"
-            assert (row["z"] is not None) == bool(row["let_through"]) == (held and row["first_order_z"] < limit)
+    assert (summary["labelled"], summary["tested"], summary["not_testable"], summary["removed"]) == (4, 3, 1, 2)
+    controls = [row for row in effects if row["kind"] == "control"]
+    assert {row["half"] for row in controls} == {"reference", "held_back"}
+    for row in controls:
+        assert (row["z"] is not None) == bool(row["let_through"])
+        assert row["let_through"] in ((True, False) if row["half"] == "held_back" else (None,))
 
 
 def test_features_of_one_concept_are_removed_together(config, run):
@@ -178,10 +184,6 @@ def test_further_readouts_of_a_run(config, run, monkeypatch):
     """Block 2 carries some directions to the prompt: what reads them there falls, the dense vectors being theirs."""
     labels = {TRUTH.feature[concept]: concept for concept in (*KINDS["causal"], *KINDS["unread"])}
     label(run, labels)
-    of_CD = np.random.default_rng(0).standard_normal((len(CONCEPTS), D))
-    for concept in KINDS["causal"]:
-        of_CD[CONCEPTS.index(concept)] = directions().of[f"concept {concept}"]
-    save_file({"dense_CD": torch.from_numpy(of_CD).float()}, run / "labels" / NAME / "dense.safetensors")
     monkeypatch.setattr(section, "EXACT", 12)
     found = section.measured(Asked(run, NAME, None))
     further = found["reading_further_up"]

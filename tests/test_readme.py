@@ -44,8 +44,8 @@ def test_an_aim_is_reached_by_its_number_alone() -> None:
     found = results["validity"] | {"run": results}
     causal = results["summary"]["dictionaries"][0]["causal"]
     for confirmed, says in ((50, "reached"), (49, "missed")):
-        causal |= {"tested": 100, "confirmed": confirmed}
-        assert f"| {confirmed} of 100 | {says} |" in targets(found)
+        causal |= {"tested": 100, "removed": 60, "confirmed": confirmed}
+        assert f"| {confirmed} of 100 (60 of them removed exactly) | {says} |" in targets(found)
     cells = [cell["methods"] for kind in results["transfer"]["trained_on"].values() for cell in kind.values()]
     for methods in cells:
         methods["sixteen"]["less_dense"] = {"difference": 0.01, "interval": [-0.01, 0.03]}

@@ -206,6 +206,7 @@ def effect_histogram(axes: Axes, causal: Causal, palette: Palette) -> None:
     scale_z(axes, causal)
     tidy(axes, palette, "y")
     axes.set_ylabel("% of them", fontsize=8, color=palette.muted)
+    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
     axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink, loc="upper right")
     title(axes, f"Effect of removal on the concept's words, in spreads of matched controls ({how(causal)})", palette)
 

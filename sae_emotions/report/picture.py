@@ -63,7 +63,7 @@ def _title(labels: Labels) -> str:
 def _effects(above: Any, below: Any, causal: Causal) -> None:
     draw.effect_histogram(above, causal, PALETTE)
     above.set_title(
-        f"Removing a feature: effect on words like its concept's ({draw.how(causal)})",
+        f"Effect of removal on the concept's words ({draw.how(causal)})",
         loc="left", fontsize=9, color=PALETTE.ink,
     )  # fmt: skip
     above.tick_params(labelbottom=False)
