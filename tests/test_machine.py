@@ -13,7 +13,7 @@ from sae_emotions.config import ModelConfig
 def test_it_measures_and_is_quick_about_it() -> None:
     start = time.perf_counter()
     found = machine.measure()
-    assert time.perf_counter() - start < 10  # two seconds on an idle machine
+    assert time.perf_counter() - start < 30  # two seconds on an idle machine
     assert found["fp32_gflops"] > 0
     assert found["bf16_gflops"] > 0
     assert found["fast_bf16"] == (found["bf16_gflops"] >= 1.3 * found["fp32_gflops"])

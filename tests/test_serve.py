@@ -227,7 +227,7 @@ def test_it_listens_on_loopback_and_names_a_taken_port(tmp_path, capsys):
     with pytest.raises(UserError, match="There is no port 70000"):
         serve(folder, 70_000)
     threading.Thread(target=serve, args=(folder, port), daemon=True).start()
-    for _ in range(100):
+    for _ in range(600):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
                 assert json.load(answer) == {"status": "ok"}
