@@ -11,11 +11,11 @@ from sae_emotions.config import AblateConfig
 POSITIONS = 95  # positions a removal computes in each block above the hook: a text from where the feature first fires
 SLOTS = 2.5  # positions a removal unembeds
 SHARED = 0.22  # runs of controls a pair of feature and control and text where all are run, since features share them
-LET = 0.5  # controls that the screen lets through, in times of the same share of them as of the features
+LET = 0.4  # controls that the screen lets through, in times of the same share of them as of the features
 NEUTRAL = 13  # positions a latent and neutral text: it is silent in two of three, and 40 follow where it fires
 DENSE = 0.65  # projections a feature and text, since features of one concept share them
 GROUPS = 0.2  # concepts with several labelled features, a labelled feature
-MEMBERS = 15  # removals a group and text of its members alone
+MEMBERS = 11  # removals a group and text of its members alone
 TEXTS = 90  # texts that are screened
 PASSES = 16  # passes up and back for one of them
 STORY = 125  # tokens of a text with the prompt
