@@ -168,16 +168,6 @@ class Upper:
         out = self._forward(self.last - 1, entering[0][:, -W:], finish, W, looks)
         return Above(out.logits, memory.seen)
 
-    def gradient(
-        self,
-        x_BQD: torch.Tensor,
-        wanted: int,
-        read: Callable[[torch.Tensor], torch.Tensor],
-        reached: int | None = None,
-    ) -> torch.Tensor:
-        """Gradient by `x_BQD` of the one number that `read` makes of the logits; see `gradients`."""
-        return self.gradients(x_BQD, wanted, lambda out: read(out)[None], reached)[0]
-
     def gradients(
         self,
         x_BQD: torch.Tensor,

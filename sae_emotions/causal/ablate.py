@@ -10,7 +10,7 @@ Shapes: F features that fire in enough texts, L latents, T texts, S positions, K
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from sae_emotions.causal.estimate import counted
 from sae_emotions.causal.joint import groups_of
 from sae_emotions.causal.linear import Linear, Removable, basis_of, linear
 from sae_emotions.causal.material import Material, Story, gather
-from sae_emotions.causal.profile import Profile, Readings, profile_of, read
+from sae_emotions.causal.profile import Profile, halved, in_nats, profile_of, read
 from sae_emotions.causal.readouts import WordTree, word_tree
 from sae_emotions.causal.runners import Runner, Whole, runner_for
 from sae_emotions.causal.runs import Text, enter
@@ -168,27 +168,27 @@ def _judged(config: RunConfig, design: Design, found: Effects) -> tuple[list[np.
     """Which control groups are held back; verdicts on features and groups, each with an FDR of its own."""
     rng = np.random.default_rng([config.seed, 4])
     joint, q, first = found.joint, config.ablate.q, design.screened
-    reference, held_back = _halved(first.controls, design.held)
+    single = halved(first.controls, design.held)
     exact = [_let(one.specific_N[held_K]) for one, held_K in zip(found.controls, design.held, strict=True)]
     judged = judge(
         np.where(first.feature_F, found.feature.specific_N, np.inf),
         first.dense.profile_N,
-        [one.specific_N for one in reference],
+        [one.specific_N for one in single[0]],
         exact,
         [_let(one.specific_N) for one in found.random],
         q,
-        ([one.profile_N for one in reference], [one.profile_N for one in held_back]),
+        in_nats(single),
     )
     held_groups = [halves(len(one.word_N), rng) for one in joint.controls]
-    reference, held_back = _halved(joint.controls, held_groups)
+    together = halved(joint.controls, held_groups)
     groups = judge(
         joint.joint.specific_N,
         joint.dense.profile_N,
-        [one.specific_N for one in reference],
-        [one.specific_N for one in held_back],
+        [one.specific_N for one in together[0]],
+        [one.specific_N for one in together[1]],
         [np.zeros(0)] * len(joint.controls),
         q,
-        ([one.profile_N for one in reference], [one.profile_N for one in held_back]),
+        in_nats(together),
     )
     return held_groups, judged, groups
 
@@ -196,12 +196,6 @@ def _judged(config: RunConfig, design: Design, found: Effects) -> tuple[list[np.
 def _let(specific_N: np.ndarray) -> np.ndarray:
     """Infinite where nothing was run: the screen kept it out."""
     return np.where(np.isnan(specific_N), np.inf, specific_N)
-
-
-def _halved(controls: Sequence[Readings], held: Sequence[np.ndarray]) -> tuple[list[Readings], list[Readings]]:
-    """References, and those held back. A dense vector moves all words far, so it is judged in nats, beside theirs in nats."""
-    both = list(zip(controls, held, strict=True))
-    return [one.some(~held_K) for one, held_K in both], [one.some(held_K) for one, held_K in both]
 
 
 def ablate(config: RunConfig, run: Path, name: str) -> Path:

@@ -106,9 +106,9 @@ def slopes(
                 one.read(out[row, start : start + 1 + len(one.after)])
                 for row, (one, start) in enumerate(zip(texts, starts, strict=True))
             ]
-            return torch.stack(parts).sum()
+            return torch.stack(parts).sum()[None]
 
-        grad_BQD = upper.gradient(x_BQD, wanted, read, reached)
+        (grad_BQD,) = upper.gradients(x_BQD, wanted, read, reached)
         keep_BQ = editable(ids_BQ, None, special)
         for row, n in enumerate(some):
             keep_BQ[row, len(texts[row].ids) :] = False

@@ -161,9 +161,8 @@ def _judged(design: Design, tree: WordTree) -> float:
     total = 0.0
     for f, texts in enumerate(design.uses):
         places = [int(design.features_F[f]), *design.matches[f].controls_K]
-        runs_T = (
-            acts_TL[np.ix_(texts, places)].sum(1) + 1 + (f in design.removable.random)
-        )  # the dense vector acts everywhere
+        everywhere = 1 + (f in design.removable.random)  # the dense vector, and what acts where the feature does
+        runs_T = acts_TL[np.ix_(texts, places)].sum(1) + everywhere
         total += float(runs_T @ (stem_T[texts] + nodes[int(design.own_F[f])]))
     for group in design.groups:
         cost_T = stem_T[group.texts] + nodes[group.own]

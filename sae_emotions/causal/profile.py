@@ -105,3 +105,15 @@ NONE = Readings(np.zeros(0), np.zeros(0), np.zeros(0))
 def joined(some: Sequence[Readings]) -> Readings:
     """Readings of all removals, one after the other."""
     return Readings(*(np.concatenate(column) for column in zip(NONE, *some, strict=True)))
+
+
+def halved(controls: Sequence[Readings], held: Sequence[np.ndarray]) -> tuple[list[Readings], list[Readings]]:
+    """Of each feature's controls the reference, and those that are held back (bool)."""
+    both = list(zip(controls, held, strict=True))
+    return [one.some(~held_K) for one, held_K in both], [one.some(held_K) for one, held_K in both]
+
+
+def in_nats(halves: tuple[list[Readings], list[Readings]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Profiles of both halves: a dense vector moves all words far, so it is judged in nats, beside controls in nats."""
+    reference, held_back = halves
+    return [one.profile_N for one in reference], [one.profile_N for one in held_back]

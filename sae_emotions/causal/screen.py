@@ -12,7 +12,7 @@ import numpy as np
 
 from sae_emotions.causal.controls import Matched
 from sae_emotions.causal.linear import Linear
-from sae_emotions.causal.profile import Profile, Readings, joined
+from sae_emotions.causal.profile import Profile, Readings, halved, in_nats, joined
 from sae_emotions.causal.verdict import DENSE_P, gated, units
 
 FEWEST = 8  # pairs, below which a rank correlation says nothing
@@ -66,18 +66,17 @@ def screen(
         dense.append(found.read(found.dense_TRC[texts][:, :, [int(own)]].mean(0, dtype=np.float64), profile))
         if f in found.random:
             random[f] = float(found.read(found.random[f][:, None], profile).specific_N[0])
-    unit_F = units([one.specific_N[~held_K] for one, held_K in zip(controls, held, strict=True)])
-    all_features = joined(feature)
+    halves = halved(controls, held)
+    unit_F = units([one.specific_N for one in halves[0]])
+    all_features, all_dense = joined(feature), joined(dense)
     z_F = all_features.specific_N / unit_F
-    rest = [~one for one in held]
-    by_nats = [[one.profile_N[some] for one, some in zip(controls, which, strict=True)] for which in (rest, held)]
-    _, dense_p_F = gated(joined(dense).profile_N, *by_nats)
+    _, dense_p_F = gated(all_dense.profile_N, *in_nats(halves))
     can_F = np.isfinite(unit_F) & (dense_p_F <= DENSE_P)
     known = np.sort(z_F[can_F])
     limit = float(known[most]) if most is not None and most < len(known) else np.inf
     let = [held_K & (one.specific_N / unit < limit) for one, held_K, unit in zip(controls, held, unit_F, strict=True)]
     through = frozenset(f for f, specific in random.items() if specific / unit_F[f] < limit)
-    return Screened(all_features, joined(dense), controls, unit_F, limit, can_F & (z_F < limit), let, through)
+    return Screened(all_features, all_dense, controls, unit_F, limit, can_F & (z_F < limit), let, through)
 
 
 class Agreement(NamedTuple):
